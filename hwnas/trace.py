@@ -1,0 +1,196 @@
+"""A module as a list of operators with shapes: one walk that gives MACs, parameters and directly written graphs.
+
+The module is traced symbolically (torch.fx) and its shapes are computed on the meta device, so nothing is calculated
+and a whole network takes milliseconds, where an exporter takes seconds.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from hwnas.errors import SpaceError
+
+Shape = tuple[int, ...]
+
+MODULE_KINDS: dict[type[nn.Module], str] = {
+    nn.Conv2d: "conv",
+    nn.BatchNorm2d: "batch_norm",
+    nn.Linear: "linear",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+    nn.AdaptiveAvgPool2d: "global_avg_pool",
+    nn.AvgPool2d: "avg_pool",
+    nn.MaxPool2d: "max_pool",
+    nn.Flatten: "flatten",
+    nn.Identity: "identity",
+    nn.Dropout: "identity",
+}
+FUNCTION_KINDS: dict[Callable[..., Any], str] = {
+    operator.add: "add",
+    torch.add: "add",
+    operator.mul: "mul",
+    torch.mul: "mul",
+    torch.cat: "concat",
+    torch.flatten: "flatten",
+    functional.relu: "relu",
+}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: `path` is the module that computes it, `inputs` and `output` name tensors, shapes have batch 1."""
+
+    kind: str
+    path: str
+    inputs: tuple[str, ...]
+    output: str
+    input_shapes: tuple[Shape, ...]
+    output_shape: Shape
+    module: nn.Module | None = field(compare=False)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image: convolutions and linear layers, as the field counts them."""
+        if isinstance(self.module, nn.Conv2d):
+            kernel_height, kernel_width = self.module.kernel_size
+            per_output = self.module.in_channels // self.module.groups * kernel_height * kernel_width
+            return per_output * _count(self.output_shape)
+        if isinstance(self.module, nn.Linear):
+            return self.module.in_features * _count(self.output_shape)
+        return 0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The operators of a module in execution order; tensor names are unique."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[str, ...]
+    input_shapes: tuple[Shape, ...]
+    output: str
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return sum(op.macs for op in self.ops)
+
+
+def count_params(module: nn.Module) -> int:
+    """Number of trainable parameters (weights, biases, affine batch normalisation)."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
+    """The operators that `module` runs on inputs of the given shapes, each (channels, height, width) or longer.
+
+    Shapes are without the batch; the trace has batch 1. Raises SpaceError for an operator that is not in
+    MODULE_KINDS or FUNCTION_KINDS, and naming it.
+    """
+    graph = fx.Tracer().trace(module)
+    modules = dict(module.named_modules())
+    tensors: dict[fx.Node, Tensor] = {}
+    names: dict[fx.Node, str] = {}
+    ops: list[Op] = []
+    shapes = iter(input_shapes)
+    output = ""
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            tensors[node] = torch.empty((1, *next(shapes)), device="meta")
+            names[node] = node.name
+        elif node.op == "output":
+            output = names[node.args[0]]
+        else:
+            sources = list(_tensor_arguments(node))
+            leaf, path, kind = _operator(node, modules)
+            result = _run_on_meta(node, leaf, tensors)
+            tensors[node] = result
+            names[node] = names[sources[0]] if kind == "identity" else node.name
+            if kind != "identity":
+                ops.append(
+                    Op(
+                        kind,
+                        path,
+                        tuple(names[source] for source in sources),
+                        names[node],
+                        tuple(tuple(tensors[source].shape) for source in sources),
+                        tuple(result.shape),
+                        leaf,
+                    )
+                )
+    inputs = tuple(names[node] for node in graph.nodes if node.op == "placeholder")
+    return Trace(tuple(ops), inputs, tuple((1, *shape) for shape in input_shapes), output)
+
+
+def _operator(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Module | None, str, str]:
+    if node.op == "call_module":
+        leaf = modules[str(node.target)]
+        if type(leaf) in MODULE_KINDS:
+            return leaf, str(node.target), MODULE_KINDS[type(leaf)]
+        unknown = type(leaf).__name__
+    elif node.op == "call_function" and node.target in FUNCTION_KINDS:
+        stack = list(node.meta.get("nn_module_stack", {}))
+        return None, stack[-1] if stack else "", FUNCTION_KINDS[node.target]
+    else:
+        unknown = str(node.target)
+    raise SpaceError(
+        f"the operator {unknown} (node {node.name}) has no known cost and graph; build the block from "
+        f"{sorted(kind.__name__ for kind in MODULE_KINDS)}, +, * and torch.cat, or add it to hwnas/trace.py and "
+        "hwnas/latency/graph.py"
+    )
+
+
+def _tensor_arguments(node: fx.Node) -> Iterator[fx.Node]:
+    for argument in node.args:
+        if isinstance(argument, fx.Node):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from (item for item in argument if isinstance(item, fx.Node))
+
+
+def _run_on_meta(node: fx.Node, leaf: nn.Module | None, tensors: dict[fx.Node, Tensor]) -> Tensor:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), tensors.__getitem__)
+    if leaf is None:
+        assert callable(node.target)
+        result = node.target(*args, **kwargs)
+    else:
+        result = _leaf_shape(leaf, *args)
+    if not isinstance(result, Tensor):
+        raise SpaceError(f"the operator {node.target} gives {type(result).__name__}, not one tensor")
+    return result
+
+
+def _leaf_shape(leaf: nn.Module, x: Tensor) -> Tensor:
+    # Only shapes are wanted, and a leaf's weights may live on any device, so most leaves are not called at all.
+    if isinstance(leaf, nn.Conv2d):
+        height, width = (
+            (x.shape[2 + axis] + 2 * int(leaf.padding[axis]) - leaf.dilation[axis] * (leaf.kernel_size[axis] - 1) - 1)
+            // leaf.stride[axis]
+            + 1
+            for axis in (0, 1)
+        )
+        return x.new_empty((x.shape[0], leaf.out_channels, height, width))
+    if isinstance(leaf, nn.Linear):
+        return x.new_empty((*x.shape[:-1], leaf.out_features))
+    if isinstance(leaf, (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten)):
+        result = leaf(x)
+        assert isinstance(result, Tensor)
+        return result
+    return x
+
+
+def _count(shape: Shape) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total

@@ -1,0 +1,33 @@
+"""Random shifts and mirror images, drawn for a whole epoch at once and applied to a batch in one indexing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Augment = Literal["none", "crop", "crop_flip"]
+
+
+def draw_moves(kind: Augment, n: int, size: int, generator: torch.Generator) -> Tensor:
+    """(n, 3) int64: per image the shift down, the shift right (each up to size/8 pixels), and 1 to mirror, else 0."""
+    moves = torch.zeros(n, 3, dtype=torch.int64)
+    if kind == "none":
+        return moves
+    reach = max(1, size // 8)
+    moves[:, :2] = torch.randint(-reach, reach + 1, (n, 2), generator=generator)
+    if kind == "crop_flip":
+        moves[:, 2] = torch.randint(0, 2, (n,), generator=generator)
+    return moves
+
+
+def move(x: Tensor, moves: Tensor) -> Tensor:
+    """(n, channels, size, size) images moved by (n, 3) of `draw_moves`; the border pixels fill what comes in."""
+    n, channels, size, _ = x.shape
+    steps = torch.arange(size, device=x.device)
+    rows = (steps - moves[:, :1]).clamp_(0, size - 1)
+    columns = (steps - moves[:, 1:2]).clamp_(0, size - 1)
+    columns = torch.where(moves[:, 2:] == 1, columns.flip(1), columns)
+    image, channel = torch.arange(n, device=x.device), torch.arange(channels, device=x.device)
+    return x[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]

@@ -37,7 +37,9 @@ def brute_ranks(losses):
 
 def grid_volume(losses, reference):
     """Cells of the grid spanned by all coordinates, each counted if some row is below it."""
-    axes = [np.unique(np.append(losses[:, j][losses[:, j] < reference[j]], reference[j])) for j in range(len(reference))]
+    axes = [
+        np.unique(np.append(losses[:, j][losses[:, j] < reference[j]], reference[j])) for j in range(len(reference))
+    ]
     total = 0.0
     for cell in itertools.product(*(range(len(axis) - 1) for axis in axes)):
         corner = np.array([axis[i] for axis, i in zip(axes, cell, strict=True)])

@@ -1,0 +1,90 @@
+"""Which networks to profile: a few in which every block of a space occurs, anchors, and random others."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.errors import PredictorError
+from hwnas.latency.index import BlockIndex
+from hwnas.space import IntMatrix, SearchSpace, unique_archs
+
+BoolVector = NDArray[np.bool_]
+
+# Local search over one position at a time: it settles after two passes, more change nothing.
+PASSES = 2
+MAX_TRIALS = 256
+
+
+def covering_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator) -> IntMatrix:
+    """(n, slots): networks in which every block of the space occurs at least once, greedily few.
+
+    Each network starts with a block not seen yet and is improved position by position for the number of unseen blocks
+    in it. Raises PredictorError if no network holds some block of the space.
+    """
+    seen = np.zeros(len(index.keys), dtype=bool)
+    found: list[IntMatrix] = []
+    while not seen.all():
+        missing = int(np.flatnonzero(~seen)[0])
+        position, options = index.example(missing)
+        start = space.sample(1, rng)
+        start[0, list(space.positions[position].slots)] = options
+        arch = space.canonical(start)
+        for _ in range(PASSES):
+            arch = _improve(space, index, arch, seen, rng)
+        used = index.used(arch)[0]
+        if seen[used].all():
+            raise PredictorError(f"no network of {space.name} holds the block {index.keys[missing]}: the space is inconsistent")
+        seen[used] = True
+        found.append(arch)
+    return unique_archs(np.concatenate(found))
+
+
+def _improve(space: SearchSpace, index: BlockIndex, arch: IntMatrix, seen: BoolVector, rng: np.random.Generator) -> IntMatrix:
+    """(1, slots): the network after every position, in random order, took the options that show the most unseen blocks."""
+    for place in rng.permutation(len(space.positions)):
+        slots = list(space.positions[place].slots)
+        combinations = _combinations(space.cardinalities[slots], rng)
+        trials = np.repeat(arch, len(combinations) + 1, axis=0)
+        trials[1:, slots] = combinations  # the first stays as it is, so ties change nothing
+        trials = space.canonical(trials)
+        arch = trials[[int(np.argmax(_gain(index, trials, seen)))]]
+    return arch
+
+
+def _combinations(extents: IntMatrix, rng: np.random.Generator) -> IntMatrix:
+    """(n, slots) every combination of option indices, or a random MAX_TRIALS of them."""
+    total = int(np.prod(extents, dtype=float))
+    flat = np.arange(total) if total <= MAX_TRIALS else rng.integers(0, total, MAX_TRIALS)
+    return np.stack(np.unravel_index(flat, tuple(extents)), axis=1)
+
+
+def _gain(index: BlockIndex, archs: IntMatrix, seen: BoolVector) -> NDArray[np.int64]:
+    """(n,) how many distinct blocks of each network are unseen."""
+    numbers = np.sort(index.numbers(archs), axis=1)
+    fresh = (numbers >= 0) & ~seen[numbers]
+    fresh[:, 1:] &= numbers[:, 1:] != numbers[:, :-1]
+    gain: NDArray[np.int64] = fresh.sum(axis=1)
+    return gain
+
+
+def anchor_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator) -> IntMatrix:
+    """(3, slots): networks of small, middle and large cost (by MACs, out of a random sample); fewer in a tiny space."""
+    sample = unique_archs(space.sample(256, rng))
+    macs = index.total(sample, index.costs(np.array([block.macs for block in index.blocks], dtype=float)))
+    order = np.argsort(macs, kind="stable")
+    tenth = len(order) // 10
+    return sample[order[list(dict.fromkeys([tenth, len(order) // 2, len(order) - 1 - tenth]))]]
+
+
+def random_archs(space: SearchSpace, n: int, rng: np.random.Generator, exclude: IntMatrix) -> IntMatrix:
+    """(up to n, slots) distinct random networks, none of `exclude`; fewer where the space has no more."""
+    taken = {tuple(row) for row in exclude}
+    found: list[np.ndarray] = []
+    for row in space.sample(20 * n + 100, rng):
+        if len(found) == n:
+            break
+        if tuple(row) not in taken:
+            taken.add(tuple(row))
+            found.append(row)
+    return np.array(found, dtype=np.int64).reshape(len(found), len(space.slots))

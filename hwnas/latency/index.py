@@ -1,0 +1,90 @@
+"""Numbers the distinct blocks of a space, so that what a network consists of is one gather per position.
+
+For every position there is a small array over the options of the slots that decide it; an architecture's blocks are
+looked up in all of them at once. Latency, MACs and parameters of a million architectures are sums of such look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.blocks import Block
+from hwnas.errors import SpaceError
+from hwnas.space import IntMatrix, SearchSpace
+
+FloatVector = NDArray[np.float64]
+
+# Options of a position's slots are enumerated; far above this the position depends on too many slots at once.
+MAX_COMBINATIONS = 100_000
+
+
+class BlockIndex:
+    """The distinct blocks of a space: `blocks[i]` has key `keys[i]`."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        numbers: dict[Block, int] = {}
+        self._lookup: list[NDArray[np.int64]] = []
+        self._strides: list[NDArray[np.int64]] = []
+        self._examples: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for place, position in enumerate(space.positions):
+            extents = [len(space.slots[slot].options) for slot in position.slots]
+            if np.prod(extents, dtype=float) > MAX_COMBINATIONS:
+                raise SpaceError(
+                    f"position {position.name!r} of {space.name} depends on {len(extents)} slots with "
+                    f"{np.prod(extents, dtype=float):.0f} combinations; split it (limit {MAX_COMBINATIONS})"
+                )
+            lookup = []
+            for options, block in space.position_blocks(place):
+                number = -1 if block is None else numbers.setdefault(block, len(numbers))
+                self._examples.setdefault(number, (place, options))
+                lookup.append(number)
+            self._lookup.append(np.array(lookup, dtype=np.int64))
+            self._strides.append(np.array([int(np.prod(extents[axis + 1 :])) for axis in range(len(extents))], dtype=np.int64))
+        self.blocks = tuple(numbers)
+        self.keys = tuple(block.key for block in self.blocks)
+
+    def example(self, number: int) -> tuple[int, tuple[int, ...]]:
+        """A position and the options of its slots that put block `number` there."""
+        return self._examples[number]
+
+    def numbers(self, archs: IntMatrix) -> IntMatrix:
+        """(n, slots) canonical -> (n, positions) block numbers, -1 where nothing stands."""
+        return np.stack(
+            [
+                lookup[_ravel(archs, position.slots, strides)]
+                for position, lookup, strides in zip(self.space.positions, self._lookup, self._strides, strict=True)
+            ],
+            axis=1,
+        )
+
+    def used(self, archs: IntMatrix) -> list[NDArray[np.int64]]:
+        """The distinct block numbers of each network."""
+        return [np.unique(row[row >= 0]) for row in self.numbers(archs)]
+
+    def costs(self, values: Mapping[str, float] | FloatVector) -> list[FloatVector]:
+        """Per position, the value of each combination of its slots' options (last slot fastest, 0 where nothing stands).
+
+        `values` gives each key's value, or is a (blocks,) vector.
+        """
+        vector = np.array([values[key] for key in self.keys]) if isinstance(values, Mapping) else values
+        padded = np.append(vector, 0.0)
+        return [padded[lookup] for lookup in self._lookup]
+
+    def total(self, archs: IntMatrix, costs: list[FloatVector]) -> FloatVector:
+        """(n, slots) canonical -> (n,) sum over the positions of the `costs` of `costs()`."""
+        total = np.zeros(len(archs))
+        for position, cost, strides in zip(self.space.positions, costs, self._strides, strict=True):
+            if cost.any():
+                total += cost[_ravel(archs, position.slots, strides)]
+        return total
+
+
+def _ravel(archs: IntMatrix, slots: tuple[int, ...], strides: NDArray[np.int64]) -> NDArray[np.int64]:
+    flat = np.zeros(len(archs), dtype=np.int64)
+    for slot, stride in zip(slots, strides, strict=True):
+        flat += archs[:, slot] * stride
+    return flat

@@ -1,0 +1,93 @@
+"""Predicts the latency of architectures from a latency table: sums of rows, corrected to whole networks.
+
+ms = intercept + slope * sum over the positions of the measured cost of the block that stands there. The interval is
+split-conformal (Vovk et al. 2005; Lei et al. 2018): the quantile of the relative errors on held-out networks that were
+measured with the table and never fitted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.errors import MissingRowError, PredictorError
+from hwnas.latency.index import BlockIndex
+from hwnas.space import IntMatrix, SearchSpace, parse_arch
+from hwprof.table import LatencyTable
+
+FloatVector = NDArray[np.float64]
+
+
+class AdditivePredictor:
+    """Latency in ms of a space's architectures, from a table measured for one target.
+
+    `costs_ms[p]` holds the corrected cost at position p of every combination of the options of that position's slots
+    (last slot fastest), so `intercept_ms` plus one entry per position is the prediction: what differentiable searches
+    need. Raises MissingRowError if a block of the space has no row, PredictorError if the table's networks are not of
+    this space.
+    """
+
+    def __init__(self, space: SearchSpace, table: LatencyTable) -> None:
+        self.space, self.table = space, table
+        self.index = BlockIndex(space)
+        missing = [key for key in self.index.keys if key not in table.rows]
+        if missing:
+            raise MissingRowError(_missing_message(missing, space, table))
+        rows = np.array([table.rows[key].ms for key in self.index.keys])
+        self.intercept_ms = table.intercept_ms
+        self.costs_ms = self.index.costs(table.slope * rows)
+        self._errors = self._held_out_errors()
+
+    def predict_ms(self, archs: IntMatrix) -> FloatVector:
+        """(n, slots) int -> (n,) latency in ms."""
+        return self.intercept_ms + self.index.total(self.space.canonical(archs), self.costs_ms)
+
+    def interval_ms(self, archs: IntMatrix, confidence: float = 0.9) -> tuple[FloatVector, FloatVector]:
+        """(n, slots) int -> two (n,): bounds in ms that hold the measured latency with the given confidence.
+
+        Raises PredictorError if the table has too few held-out networks for that confidence.
+        """
+        predicted = self.predict_ms(archs)
+        width = self.relative_width(confidence)
+        return predicted / (1 + width), predicted * (1 + width)
+
+    def relative_width(self, confidence: float) -> float:
+        """The bound w on |log(measured / predicted)|, as a fraction, that holds with the given confidence."""
+        if not 0 < confidence < 1:
+            raise PredictorError(f"confidence must lie between 0 and 1, got {confidence}")
+        rank = math.ceil((len(self._errors) + 1) * confidence)
+        if rank > len(self._errors):
+            raise PredictorError(
+                f"confidence {confidence:g} needs at least {math.ceil(confidence / (1 - confidence))} held-out networks, "
+                f"the table has {len(self._errors)}; profile with more (profile.held_out)"
+            )
+        return float(np.expm1(np.sort(self._errors)[rank - 1]))
+
+    def _held_out_errors(self) -> FloatVector:
+        held_out = [model for model in self.table.models if model.role == "held-out"]
+        archs = [parse_arch(model.name) for model in held_out]
+        if any(len(arch) != len(self.space.slots) for arch in archs):
+            raise PredictorError(
+                f"the table was measured with networks of another space ({self.table.provenance.get('space')}), "
+                f"not of this {self.space.name}; profile this space"
+            )
+        if not archs:
+            return np.zeros(0)
+        measured = np.array([model.ms for model in held_out])
+        predicted = self.predict_ms(np.array(archs, dtype=np.int64))
+        if (predicted <= 0).any():
+            raise PredictorError("the table predicts a latency of zero or less for a network that was measured; profile again")
+        return np.abs(np.log(measured / predicted))
+
+
+def _missing_message(missing: Sequence[str], space: SearchSpace, table: LatencyTable) -> str:
+    nearest = difflib.get_close_matches(missing[0], table.rows, n=2, cutoff=0.0)
+    return (
+        f"the latency table has no row for {missing[0]}" + (f" and {len(missing) - 1} more blocks" if missing[1:] else "")
+        + f" of {space.name}; nearest rows: {', '.join(nearest) or 'none'}. "
+        "Measure this space: hwnas profile RECIPE.toml"
+    )

@@ -1,0 +1,311 @@
+"""`hwnas profile`: measure the blocks of a search space inside whole networks, and write the latency table.
+
+What a block costs inside a fused network is not what it costs alone. So whole networks are profiled node by node (a
+covering set in which every block of the space occurs, or a few random ones), each node's time is given to its block,
+and the sums are corrected to un-profiled latency by an affine fit on other networks measured without the profiler.
+Further networks, never fitted, give the error that is printed beside the noise floor: the same networks measured again
+by a second session.
+
+Every finished group of measurements is in a journal beside the table before the next one begins; a killed profile
+goes on from there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from hwnas import __version__
+from hwnas.errors import PredictorError
+from hwnas.latency.covering import anchor_archs, covering_archs, random_archs
+from hwnas.latency.estimate import estimate_rows
+from hwnas.latency.graph import onnx_model
+from hwnas.latency.index import BlockIndex
+from hwnas.latency.rows import fit_correction, measured_rows, position_times
+from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
+from hwprof.client import AgentClient, Group
+from hwprof.devices import Device
+from hwprof.errors import DeviceError
+from hwprof.journal import Journal, Record
+from hwprof.table import LatencyTable, Model, Validation, write_table
+from hwprof.target import Plan, Target, to_json
+
+Progress = Callable[[str, int, int], None]
+
+# Phases of a profile. "again" is a second session: another agent process, after everything else.
+NODES, WHOLE, AGAIN = "profiled networks", "whole networks", "second session"
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How much is measured.
+
+    `networks` is 0 for a covering set, or the number of random networks of a quick table, whose missing rows are then
+    estimated. `fit` networks correct the sums, `held_out` networks validate. A group is measured together, interleaved;
+    a network that was refused is tried again, `attempts` times in all.
+    """
+
+    networks: int = 0
+    fit: int = 12
+    held_out: int = 24
+    group: int = 8
+    attempts: int = 3
+    seed: int = 0
+    plan: Plan = field(default_factory=Plan)
+
+    def __post_init__(self) -> None:
+        for name, least in (("networks", 0), ("fit", 3), ("held_out", 2), ("group", 1), ("attempts", 1)):
+            if getattr(self, name) < least:
+                raise PredictorError(f"profile.{name} must be at least {least}, got {getattr(self, name)}")
+
+    @property
+    def node_plan(self) -> Plan:
+        """Profiled runs are only summed per node, robustly, so fewer sweeps serve and more spread is borne."""
+        plan = self.plan
+        return replace(plan, sweeps=5, max_sweeps=9, max_runs=max(6, plan.min_runs), max_standard_error=0.05, max_spread=0.2)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The networks of a profile: (n, slots) each."""
+
+    profiled: IntMatrix
+    anchors: IntMatrix
+    fit: IntMatrix
+    held_out: IntMatrix
+
+
+def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) -> Selection:
+    """Choose the networks by seed alone, so that a restarted profile chooses the same."""
+    rng = np.random.default_rng(config.seed)
+    anchors = anchor_archs(space, index, rng)
+    whole = random_archs(space, config.fit + config.held_out, rng, exclude=anchors)
+    if len(whole) < 5:
+        raise PredictorError(f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate")
+    fit = max(3, len(whole) * config.fit // (config.fit + config.held_out))
+    if config.networks:
+        profiled = random_archs(space, config.networks, rng, exclude=np.concatenate([anchors, whole]))
+    else:
+        profiled = covering_archs(space, index, rng)
+    return Selection(profiled, anchors, whole[:fit], whole[fit:])
+
+
+def profile(
+    space: SearchSpace,
+    target: Target,
+    device: Device,
+    path: Path,
+    config: SweepConfig,
+    *,
+    progress: Progress = lambda stage, done, total: None,
+) -> LatencyTable:
+    """Measure the space on the device and write the table to `path`; goes on where a killed profile stopped.
+
+    Raises PredictorError if too many measurements were refused (nothing measured is lost: call again), DeviceError if
+    the device stays away.
+    """
+    index = BlockIndex(space)
+    selection = select_networks(space, index, config)
+    with _Session(space, target, device, path, config, selection.anchors, progress) as session:
+        session.measure(NODES, selection.profiled, config.node_plan, nodes=True)
+        session.measure(WHOLE, np.concatenate([selection.fit, selection.held_out]), config.plan, nodes=False)
+        session.restart()
+        session.measure(AGAIN, selection.held_out, config.plan, nodes=False)
+        table = _make_table(session, index, selection)
+        write_table(table, path)
+        session.journal.delete()
+    return table
+
+
+class _Session:
+    """The agent, the journal and what has been measured."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        target: Target,
+        device: Device,
+        path: Path,
+        config: SweepConfig,
+        anchors: IntMatrix,
+        progress: Progress,
+    ) -> None:
+        self.space, self.target, self.config, self.progress = space, target, config, progress
+        self.anchors = [_arch(row) for row in anchors]
+        self.client = AgentClient(device, target)
+        self._path = path
+        self._graphs = tempfile.TemporaryDirectory(prefix="hwnas-graphs-")
+        self.graph_seconds = 0.0
+        self.agent_seconds = 0.0
+
+    def __enter__(self) -> _Session:
+        self.client.__enter__()
+        try:
+            self.journal = Journal(
+                self._path.with_suffix(".journal"),
+                {
+                    "space": {"name": self.space.name, **self.space.config},
+                    "target": to_json(self.target),
+                    "fingerprint": self.client.fingerprint,
+                    "config": asdict(self.config),
+                },
+            )
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._graphs.cleanup()
+
+    def restart(self) -> None:
+        """A new agent process: another session as far as caches, memory layout and time go."""
+        self.client.restart()
+
+    def groups(self, phase: str) -> list[Record]:
+        """The journal's groups of a phase."""
+        return [record for record in self.journal.records if record["phase"] == phase]
+
+    def accepted(self, phase: str) -> dict[Arch, Record]:
+        """Architecture -> its accepted result."""
+        results = [result for group in self.groups(phase) for result in group["results"]]
+        return {parse_arch(result["name"]): result for result in results if not result["refused"]}
+
+    def measure(self, phase: str, archs: IntMatrix, plan: Plan, *, nodes: bool) -> None:
+        """Measure what the journal lacks of a phase, refused networks again in new company, up to the last attempt."""
+        wanted = [_arch(row) for row in archs]
+        for _ in range(self.config.attempts):
+            pending = [arch for arch in wanted if arch not in self.accepted(phase)]
+            for company in _split(pending, self.config.group):
+                self.progress(phase, len(wanted) - len(pending), len(wanted))
+                self._measure_group(phase, company, plan, nodes)
+                pending = [arch for arch in wanted if arch not in self.accepted(phase)]
+                self.progress(phase, len(wanted) - len(pending), len(wanted))
+        missing = [arch for arch in wanted if arch not in self.accepted(phase)]
+        # Every profiled network may hold the only sight of a block; of the others a few can be spared.
+        spared = 0 if phase == NODES else len(wanted) // 5
+        if len(missing) > spared:
+            reasons = {result["refused"] for group in self.groups(phase) for result in group["results"] if result["refused"]}
+            raise PredictorError(
+                f"{len(missing)} of {len(wanted)} {phase} were refused {self.config.attempts} times: {'; '.join(sorted(reasons)[:3])}. "
+                "Quieten the machine (other programs, power saving) and run the same command: it goes on from here"
+            )
+
+    def _measure_group(self, phase: str, archs: Sequence[Arch], plan: Plan, nodes: bool) -> None:
+        begin = time.perf_counter()
+        # Anchors and others are profiled by the names a table row carries; an anchor can be a member of the set too.
+        models = {format_arch(arch): self._graph(arch) for arch in archs}
+        anchors = {f"anchor {format_arch(arch)}": self._graph(arch) for arch in self.anchors}
+        self.graph_seconds += time.perf_counter() - begin
+        seed = len(self.journal.records)
+        try:
+            group = self.client.measure(models, anchors, plan, nodes=nodes, seed=seed)
+        except DeviceError:
+            # Only the group in flight is lost; a device that stays away fails here again.
+            self.client.restart()
+            group = self.client.measure(models, anchors, plan, nodes=nodes, seed=seed)
+        self.agent_seconds += group.seconds
+        self.journal.append({"phase": phase, **asdict(group)})
+        for path in models.values():
+            path.unlink()
+
+    def _graph(self, arch: Arch) -> Path:
+        path = Path(self._graphs.name) / f"{'anchor' if arch in self.anchors else 'model'}-{abs(hash(arch)):x}.onnx"
+        if not path.exists():
+            with torch.device("meta"):
+                module = self.space.build(arch)
+            shapes = [self.space.input_shape(arch)]
+            onnx.save(onnx_model(module, shapes, positions=self.space.positions, batch=self.target.batch), path)
+        return path
+
+
+def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> LatencyTable:
+    space = session.space
+    records = session.journal.records
+    first_session = [record for record in records if record["phase"] != AGAIN]
+    scale = float(np.median([ms for record in first_session for ms in record["anchor_ms"]]))
+    profiled = session.accepted(NODES)
+    archs = np.array(list(profiled), dtype=np.int64)
+    times = [
+        {position: ratio * scale for position, ratio in position_times(result["nodes"]).items()} for result in profiled.values()
+    ]
+    rows = measured_rows(index, archs, times)
+    rows |= estimate_rows(index, rows)
+    sums = index.costs({key: row.ms for key, row in rows.items()})
+    whole, again = session.accepted(WHOLE), session.accepted(AGAIN)
+
+    def measured(archs: IntMatrix, role: str) -> Iterator[Model]:
+        for arch in map(_arch, archs):
+            if arch in whole:
+                second = again[arch]["ratio"] * scale if arch in again else None
+                yield Model(format_arch(arch), role, whole[arch]["ratio"] * scale, whole[arch]["spread"], second)
+
+    fit, held_out = list(measured(selection.fit, "fit")), list(measured(selection.held_out, "held-out"))
+    slope, intercept = fit_correction(
+        index.total(_matrix(fit), sums), np.array([model.ms for model in fit])
+    )
+    return LatencyTable(
+        target=session.target,
+        fingerprint=session.client.fingerprint,
+        provenance=_provenance(session, records, len(archs)),
+        slope=slope,
+        intercept_ms=intercept,
+        models=(*_anchor_models(session, first_session), *fit, *held_out),
+        validation=_validate(intercept + slope * index.total(_matrix(held_out), sums), held_out),
+        rows=rows,
+    )
+
+
+def _validate(predicted_ms: Any, held_out: Sequence[Model]) -> Validation:
+    measured = np.array([model.ms for model in held_out])
+    errors = np.abs(predicted_ms / measured - 1)
+    twice = [model.again_ms / model.ms - 1 for model in held_out if model.again_ms is not None]
+    return Validation(len(held_out), float(errors.mean()), float(errors.max()), float(np.mean(np.abs(twice))))
+
+
+def _anchor_models(session: _Session, records: Sequence[Record]) -> Iterator[Model]:
+    for arch in session.anchors:
+        name = format_arch(arch)
+        times = np.array([ms for record in records for ms in record["anchors"][f"anchor {name}"]])
+        yield Model(name, "anchor", float(np.median(times)), float(1.4826 * np.median(np.abs(times / np.median(times) - 1))))
+
+
+def _provenance(session: _Session, records: Sequence[Record], profiled: int) -> dict[str, Any]:
+    drift = [float(np.median(record["anchor_ms"])) for record in records]
+    return {
+        "hwnas": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "space": {"name": session.space.name, **session.space.config},
+        "profiled_networks": profiled,
+        "device_seconds": round(sum(record["seconds"] for record in records), 1),
+        "refused": sum(bool(result["refused"]) for record in records for result in record["results"]),
+        "anchor_range": round(max(drift) / min(drift) - 1, 4),
+        "stolen_seconds": round(sum(record["stolen_seconds"] for record in records), 2),
+        "state": records[-1]["state"],
+    }
+
+
+def _matrix(models: Sequence[Model]) -> IntMatrix:
+    return np.array([parse_arch(model.name) for model in models], dtype=np.int64)
+
+
+def _arch(row: Any) -> Arch:
+    return tuple(int(value) for value in row)
+
+
+def _split(archs: Sequence[Arch], size: int) -> Iterator[Sequence[Arch]]:
+    for start in range(0, len(archs), size):
+        yield archs[start : start + size]

@@ -1,0 +1,158 @@
+"""The agent: runs on the device, takes jobs as JSON lines on standard input, answers in JSON lines.
+
+    -> {"job": "open", "target": {...}}
+    <- {"event": "ready", "identity": {...}, "state": {...}, "versions": {...}}
+    -> {"job": "group", "models": {"name": "file"}, "anchors": {"name": "file"}, "plan": {...}, "nodes": false, "seed": 0}
+    <- {"event": "sweep", "done": 1}                      progress, after every sweep
+    <- {"event": "result", "name": ..., "ratio": ..., ...} one line per model
+    <- {"event": "done", "anchor_ms": [...], "seconds": ..., "state": {...}, ...}
+    <- {"event": "error", "kind": ..., "message": ...}     instead, when a job fails; the agent takes the next one
+
+The end of standard input ends the agent, so it never outlives the host that asked.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from hwprof import __version__, host
+from hwprof.errors import HwprofError, MeasurementError, TargetError
+from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime
+from hwprof.target import Plan, Target, plan_from_json, target_from_json
+from hwprof.timing import GroupTiming, interquartile_mean, time_group
+
+Message = dict[str, Any]
+
+
+def main() -> None:
+    """Serve jobs from standard input until it ends."""
+    # Libraries write what they like to descriptor 1; answers get a copy of it and the rest goes to standard error.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        serve(sys.stdin, answers)
+    except BrokenPipeError:
+        os._exit(1)  # the host is gone; nothing is left to tell or to tidy
+
+
+def serve(jobs: Iterable[str], answers: TextIO) -> None:
+    """Answer every job line. A failing job answers with an error and does not end the agent."""
+    agent = Agent()
+    for line in jobs:
+        if not line.strip():
+            continue
+        try:
+            for message in agent.answer(_parse(line)):
+                _send(answers, message)
+        except HwprofError as error:
+            _send(answers, {"event": "error", "kind": type(error).__name__, "message": str(error)})
+
+
+class Agent:
+    """One opened target and the jobs done on it."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[Runtime, Target] | None = None
+
+    def answer(self, job: Message) -> Iterator[Message]:
+        """The answers to one job. Raises HwprofError on a job that cannot be done."""
+        if job.get("job") == "open":
+            target = target_from_json(job["target"])
+            runtime = make_runtime(target.runtime)
+            self._opened = runtime, target
+            yield {
+                "event": "ready",
+                "identity": host.identity(),
+                "state": host.state(),
+                "versions": {"hwprof": __version__, **runtime.versions()},
+            }
+        elif job.get("job") == "group":
+            yield from self._group(job)
+        else:
+            raise TargetError(f"unknown job {job.get('job')!r}; known: open, group")
+
+    def _group(self, job: Message) -> Iterator[Message]:
+        if self._opened is None:
+            raise TargetError("a group came before a target was opened")
+        runtime, target = self._opened
+        plan = plan_from_json(job["plan"])
+        nodes = bool(job["nodes"])
+        begin, stolen, switches = time.perf_counter(), host.stolen_seconds(), host.involuntary_switches()
+        progress: list[Message] = []
+        models: dict[str, LoadedModel] = {}
+        anchors: dict[str, LoadedModel] = {}
+        try:
+            for name, file in job["anchors"].items():
+                anchors[name] = runtime.load(Path(file), target, profile_nodes=False)
+            for name, file in job["models"].items():
+                models[name] = runtime.load(Path(file), target, profile_nodes=nodes)
+            collecting = gc.isenabled()
+            gc.disable()
+            try:
+                group = time_group(
+                    models,
+                    anchors,
+                    plan,
+                    clock=runtime.clock(target),
+                    seed=int(job["seed"]),
+                    progress=lambda done: progress.append({"event": "sweep", "done": done}),
+                )
+            finally:
+                if collecting:
+                    gc.enable()
+        finally:
+            profiles = {name: model.close() for name, model in models.items()}
+            for anchor in anchors.values():
+                anchor.close()
+        yield from progress
+        for name in models:
+            timing = group.timing(name, plan)
+            yield {"event": "result", "name": name, **asdict(timing), "nodes": _node_ratios(name, group, profiles[name])}
+        yield {
+            "event": "done",
+            "anchor_ms": group.anchor_ms,
+            "anchors": {name: [visit.ms for visit in group.visits[name]] for name in anchors},
+            "drift": group.drift(),
+            "seconds": time.perf_counter() - begin,
+            "stolen_seconds": host.stolen_seconds() - stolen,
+            "involuntary_switches": host.involuntary_switches() - switches,
+            "state": host.state(),
+        }
+
+
+def _node_ratios(name: str, group: GroupTiming, profile: NodeProfile | None) -> list[tuple[str, float]] | None:
+    """Each node's time relative to the anchors, in execution order: interquartile mean over all timed runs."""
+    if profile is None:
+        return None
+    scaled: list[list[float]] = []
+    run = 0
+    for visit, anchor_ms in zip(group.visits[name], group.anchor_ms, strict=True):
+        first = run + visit.warmup_runs
+        run = first + visit.runs
+        scaled += [[us * 1e-3 / anchor_ms for us in times] for times in profile.us[first:run]]
+    if run != len(profile.us):
+        raise MeasurementError(f"{name}: the profiler recorded {len(profile.us)} runs of {run}; profile fewer per group")
+    return [(node, interquartile_mean(times)) for node, times in zip(profile.names, zip(*scaled, strict=True), strict=True)]
+
+
+def _parse(line: str) -> Message:
+    try:
+        job = json.loads(line)
+    except ValueError as error:
+        raise TargetError(f"a job must be one JSON object on a line: {error}") from error
+    if not isinstance(job, dict):
+        raise TargetError(f"a job must be a JSON object, got {type(job).__name__}")
+    return job
+
+
+def _send(answers: TextIO, message: Message) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()

@@ -1,0 +1,36 @@
+"""This machine: the agent is a process of its own, so that it measures nothing but the runtime."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hwprof
+from hwprof.errors import DeviceError
+
+
+class LocalDevice:
+    """The machine that the host runs on."""
+
+    def start_agent(self) -> subprocess.Popen[str]:
+        source_root = str(Path(hwprof.__file__).resolve().parent.parent)
+        search_path = os.pathsep.join([source_root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-m", "hwprof"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                # An idle thread that spins steals the core of the one being timed.
+                env={**os.environ, "PYTHONPATH": search_path, "OMP_WAIT_POLICY": "PASSIVE"},
+            )
+        except OSError as error:
+            raise DeviceError(f"the agent cannot be started with {sys.executable}: {error}") from error
+
+    def put(self, path: Path) -> str:
+        return str(path.resolve())

@@ -1,0 +1,71 @@
+"""An append-only file of JSON lines: what is in it has been measured, whatever happens next."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hwprof.errors import TableError
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """Records on disk under a header that says what they belong to. A record is durable once `append` returns.
+
+    Opening a file that exists reads its records; a last line cut off by a kill is dropped. Raises TableError if the
+    file has another header (so records of two targets or plans are never mixed) or is not a journal.
+    """
+
+    def __init__(self, path: Path, header: Record) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        header = json.loads(json.dumps(header))
+        if path.exists():
+            self._read(header)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(header)
+
+    def _read(self, header: Record) -> None:
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            self.path.unlink()
+            return
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise TableError(f"{self.path} is damaged ({error}); delete it to measure anew") from error
+        if lines[0] != header:
+            changed = [key for key in sorted({*header, *lines[0]}) if header.get(key) != lines[0].get(key)]
+            raise TableError(
+                f"{self.path} holds unfinished measurements of something else ({', '.join(changed)} changed); "
+                "delete it to measure anew, or restore what changed to go on with it"
+            )
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        self.records = lines[1:]
+
+    def append(self, record: Record) -> None:
+        """Add a record and wait until it is on disk. Raises OSError when the disk is full; the file stays valid."""
+        self._write(record)
+        self.records.append(record)
+
+    def _write(self, record: Record) -> None:
+        end = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(record).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # Half a line would be taken for damage by the next record written behind it.
+            os.truncate(self.path, end)
+            raise
+
+    def delete(self) -> None:
+        """Remove the file: what it held is now in a table."""
+        self.path.unlink(missing_ok=True)

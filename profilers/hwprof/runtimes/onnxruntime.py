@@ -1,0 +1,107 @@
+"""ONNX Runtime on the CPU: sequential execution, inputs bound once, node times from its own profiler."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from hwprof.errors import MeasurementError, TargetError
+from hwprof.runtimes import NodeProfile
+from hwprof.target import Target
+from hwprof.timing import Clock
+
+LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+_KERNEL = "_kernel_time"
+
+
+class OnnxRuntime:
+    """The CPU execution provider."""
+
+    def versions(self) -> dict[str, str]:
+        return {"onnxruntime": ort.__version__, "provider": "CPUExecutionProvider"}
+
+    def clock(self, target: Target) -> Clock:
+        # With several threads the process's CPU time is the sum of theirs, not the time of an inference.
+        return Clock() if target.threads == 1 else Clock(cpu=None)
+
+    def load(self, path: Path, target: Target, *, profile_nodes: bool) -> OnnxModel:
+        if target.optimisation not in LEVELS:
+            raise TargetError(f"onnxruntime has no optimisation level {target.optimisation!r}; it has {', '.join(LEVELS)}")
+        return OnnxModel(path, target, profile_nodes)
+
+
+class OnnxModel:
+    """A session with its inputs bound."""
+
+    def __init__(self, path: Path, target: Target, profile_nodes: bool) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = target.threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = LEVELS[target.optimisation]
+        options.log_severity_level = 3
+        # A spinning pool of an idle session would steal the core from the one that is being timed.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if target.threads > 1 else "0")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if profile_nodes:
+            self._folder = tempfile.TemporaryDirectory(prefix="hwprof-")
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._folder.name) / "profile")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._binding = self._session.io_binding()
+            for value in self._session.get_inputs():
+                self._binding.bind_ortvalue_input(value.name, ort.OrtValue.ortvalue_from_numpy(_images(value, target)))
+            for value in self._session.get_outputs():
+                self._binding.bind_output(value.name, "cpu")
+        except MeasurementError:
+            raise
+        except Exception as error:  # the runtime raises its own unexported types
+            raise MeasurementError(f"onnxruntime cannot load {path.name}: {error}") from error
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def close(self) -> NodeProfile | None:
+        if self._folder is None:
+            return None
+        events = json.loads(Path(self._session.end_profiling()).read_text())
+        self._folder.cleanup()
+        return _node_profile(events)
+
+
+def _images(value: Any, target: Target) -> np.ndarray[Any, Any]:
+    """Random inputs; a dynamic first dimension is the batch, any other dynamic dimension cannot be guessed."""
+    shape = [target.batch if axis == 0 and not isinstance(extent, int) else extent for axis, extent in enumerate(value.shape)]
+    if not all(isinstance(extent, int) and extent > 0 for extent in shape) or value.type not in _DTYPES:
+        raise MeasurementError(f"input {value.name} of shape {value.shape}, type {value.type}: only the batch may be dynamic")
+    if shape and shape[0] != target.batch:
+        raise MeasurementError(f"input {value.name} has batch {shape[0]}, the target has batch {target.batch}")
+    return np.random.default_rng(0).standard_normal(shape).astype(_DTYPES[value.type])
+
+
+def _node_profile(events: list[dict[str, Any]]) -> NodeProfile:
+    """Split the profiler's flat list of events into runs: each run's nodes are followed by its `model_run` event."""
+    runs: list[list[tuple[str, float]]] = []
+    current: list[tuple[str, float]] = []
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith(_KERNEL):
+            current.append((name.removesuffix(_KERNEL), float(event["dur"])))
+        elif name == "model_run":
+            runs.append(current)
+            current = []
+    names = tuple(name for name, _ in runs[0]) if runs else ()
+    if not names or any(tuple(name for name, _ in run) != names for run in runs):
+        raise MeasurementError("the profiler's runs do not list the same nodes; the profile is incomplete")
+    return NodeProfile(names, tuple(tuple(us for _, us in run) for run in runs))

@@ -1,0 +1,224 @@
+"""The latency table: block keys -> measured rows for one target, as text that a person can read and diff.
+
+A table is a JSON file with one row a line. It carries what it is valid for (target, fingerprint), how it was made
+(provenance), the anchors that later measurements are put on the scale of, the whole models that were measured with it,
+its validation, and a checksum that a hand-edited or truncated file fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hwprof.errors import TableError, TargetError
+from hwprof.files import write_atomic
+from hwprof.target import Target, target_from_json, to_json
+
+SCHEMA = "hwprof-latency-table"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """Latency of one block inside a network: median over its occurrences in ms, their relative spread, their number.
+
+    `origin` is "measured", or "estimated" for a block that no profiled network held (then `count` is 0).
+    """
+
+    ms: float
+    spread: float
+    count: int
+    origin: str = "measured"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole model measured without the profiler: `role` is "anchor", "fit" or "held-out".
+
+    `ms` is on the anchors' scale; `again_ms` is the same model in a second session (None if it was not measured twice).
+    """
+
+    name: str
+    role: str
+    ms: float
+    spread: float
+    again_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well whole models are predicted: mean and largest |predicted / measured - 1| over `models` held-out models.
+
+    `noise_floor` is the mean |second session / first session - 1| of the same models: nothing predicts better than that.
+    """
+
+    models: int
+    mean_error: float
+    max_error: float
+    noise_floor: float
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured latencies for one target. `provenance` is free-form; `slope` and `intercept_ms` turn sums of rows,
+    which were measured inside profiled networks, into latencies of un-profiled ones: ms = intercept + slope * sum."""
+
+    target: Target
+    fingerprint: dict[str, str]
+    provenance: dict[str, Any]
+    slope: float
+    intercept_ms: float
+    models: tuple[Model, ...]
+    validation: Validation | None
+    rows: dict[str, Row]
+
+    @property
+    def anchors(self) -> tuple[Model, ...]:
+        """The models whose geometric mean is the scale of every measurement."""
+        return tuple(model for model in self.models if model.role == "anchor")
+
+    def require_target(self, target: Target, fingerprint: dict[str, str] | None = None) -> None:
+        """Raise TableError unless the table was measured on this target (and, if given, this very machine)."""
+        differences = _differences(to_json(self.target), to_json(target))
+        if fingerprint is not None:
+            differences += _differences(self.fingerprint, fingerprint)
+        if differences:
+            raise TableError(
+                f"the latency table is of another target: {'; '.join(differences)}. Profile this target instead: hwnas profile"
+            )
+
+
+def _differences(table: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} is {table.get(key)!r} in the table, {wanted.get(key)!r} wanted"
+        for key in sorted({*table, *wanted})
+        if table.get(key) != wanted.get(key)
+    ]
+
+
+def write_table(table: LatencyTable, path: Path) -> None:
+    """Write the table atomically: the old file or the new one, whatever happens. Raises TableError on bad rows."""
+    _check_values(table, "the table")
+    write_atomic(path, dump_table(table))
+
+
+def dump_table(table: LatencyTable) -> str:
+    """The table as text."""
+    head = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "target": to_json(table.target),
+        "fingerprint": table.fingerprint,
+        "provenance": table.provenance,
+        "correction": {"slope": table.slope, "intercept_ms": table.intercept_ms},
+        "validation": None if table.validation is None else asdict(table.validation),
+    }
+    lines = "\n" + ",\n".join(f" {json.dumps(key)}: {_lines(value)}" for key, value in head.items())
+    models = ",\n".join("  " + json.dumps(_rounded(asdict(model))) for model in table.models)
+    rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(_rounded(asdict(row)))}" for key, row in sorted(table.rows.items()))
+    body = f'{lines},\n "models": [\n{models}\n ],\n "rows": {{\n{rows}\n }}'
+    return f'{{{body},\n "checksum": "{_checksum(body)}"\n}}\n'
+
+
+def _lines(value: Any) -> str:
+    """JSON with one line for every entry of an object, and no line breaks below that."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in value.items()) + "\n }"
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Six significant digits, and what is not there left out: a table is read by people and diffed."""
+    return {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in values.items()
+        if value is not None and (key, value) != ("origin", "measured")
+    }
+
+
+def _checksum(body: str) -> str:
+    return "sha256:" + hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def read_table(path: Path) -> LatencyTable:
+    """Read a table. Raises TableError, saying what is wrong and what to do, if it is not one that can be trusted."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TableError(f"there is no latency table at {path}; make one with: hwnas profile RECIPE.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"{path} cannot be read as a latency table: {error}") from error
+    return load_table(text, str(path))
+
+
+def load_table(text: str, source: str = "the table") -> LatencyTable:
+    """A table from its text; `source` names it in errors."""
+    try:
+        values = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, source))
+    except ValueError as error:
+        if isinstance(error, TableError):
+            raise
+        raise TableError(f"{source} is truncated or not a latency table: {error}. Profile again, or restore the file") from error
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise TableError(f"{source} is not a latency table: it has no \"schema\": \"{SCHEMA}\"")
+    if values.get("version") != VERSION:
+        raise TableError(
+            f"{source} has schema version {values.get('version')!r}, this hwprof reads {VERSION}; "
+            "profile again, or use the version of hwnas that wrote it"
+        )
+    body, found, _ = text.partition(',\n "checksum": ')
+    if not found or values.get("checksum") != _checksum(body[1:]):
+        raise TableError(f"{source} was changed or damaged after it was written (its checksum does not hold); profile again")
+    try:
+        table = LatencyTable(
+            target=target_from_json(values["target"]),
+            fingerprint={str(key): str(value) for key, value in values["fingerprint"].items()},
+            provenance=dict(values["provenance"]),
+            slope=float(values["correction"]["slope"]),
+            intercept_ms=float(values["correction"]["intercept_ms"]),
+            models=tuple(Model(**model) for model in values["models"]),
+            validation=None if values["validation"] is None else Validation(**values["validation"]),
+            rows={key: Row(**row) for key, row in values["rows"].items()},
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, TargetError) as error:
+        raise TableError(f"{source} lacks or misnames a field of a latency table: {error!r}") from error
+    _check_values(table, source)
+    return table
+
+
+def _unique(pairs: Iterable[tuple[str, Any]], source: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise TableError(f"{source} holds {key!r} twice; profile again, or delete one of them")
+        values[key] = value
+    return values
+
+
+def _check_values(table: LatencyTable, source: str) -> None:
+    """Every number finite and in its range: a bad one would be believed by everything behind it."""
+    checks: list[tuple[str, Any, bool]] = [
+        ("correction.slope", table.slope, True),
+        ("correction.intercept_ms", table.intercept_ms, False),
+    ]
+    for key, row in table.rows.items():
+        checks += [(f"rows[{key!r}].ms", row.ms, True), (f"rows[{key!r}].spread", row.spread, False)]
+        if row.origin not in ("measured", "estimated"):
+            raise TableError(f"{source}: rows[{key!r}].origin is {row.origin!r}, must be measured or estimated")
+    for model in table.models:
+        checks.append((f"models[{model.name!r}].ms", model.ms, True))
+        if model.again_ms is not None:
+            checks.append((f"models[{model.name!r}].again_ms", model.again_ms, True))
+    if table.validation is not None:
+        names = [field.name for field in fields(Validation)]
+        checks += [(f"validation.{name}", getattr(table.validation, name), False) for name in names]
+    for name, value, positive in checks:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or (positive and value <= 0):
+            expected = "a positive number" if positive else "a finite number"
+            raise TableError(f"{source}: {name} is {value!r}, must be {expected}; profile again")

@@ -199,8 +199,8 @@ def test_an_unattainable_limit_says_what_is_attainable(toy, population):
     message = str(caught.value)
     fastest, slowest = corners[:, 1]
     assert message.startswith(
-        f"latency: no architecture of toy found at or below 0.1 ms; attainable is about {fastest:.4g} to {slowest:.4g} ms; "
-        "raise the limit or widen the space"
+        f"latency: no architecture of toy found at or below 0.1 ms; "
+        f"attainable is about {fastest:.4g} to {slowest:.4g} ms; raise the limit or widen the space"
     )
     assert "accuracy at or above 10 % (attainable is about " in message
 

@@ -1,4 +1,4 @@
-"""A search space without networks: a few stages, each with a depth and per-layer options that the depth switches off."""
+"""A search space without networks: stages, each with a depth and layers that a smaller depth switches off."""
 
 from __future__ import annotations
 

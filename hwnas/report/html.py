@@ -1,0 +1,245 @@
+"""A run as one page: figures, tables, and how it came about. Self-contained: works from a file, requests nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+from pydantic import JsonValue
+
+from hwnas.report.figures import Figure, agreement_figure, front_figure, score_figures
+from hwnas.report.markup import Markup, facts, join, script_json, tag
+from hwnas.report.summary import LATENCY_LIMIT, NetworkRow, RunSummary
+from hwnas.report.wording import NOTHING, best, count, mean_error, ms, seconds, share, significant, size, span, verdict
+
+ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+    "%3Cpath d='M1 15V9h5V5h5V1h4' fill='none' stroke='%230072b2' stroke-width='2.5'/%3E%3C/svg%3E"
+)
+NETWORK_COLUMNS = (
+    ("Network", ""),
+    ("Accuracy (%)", "number"),
+    ("Predicted (ms)", "number"),
+    ("Measured (ms)", "number"),
+    ("Error (%)", "number"),
+    ("MACs", "number"),
+    ("Parameters", "number"),
+    ("Size", "number"),
+    ("File", ""),
+)
+
+
+def write_html(summary: RunSummary, path: Path) -> None:
+    """Write the page, replacing an older one only when the new one is complete. Links are relative to its folder."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(page(summary), encoding="utf-8", newline="\n")
+    unfinished.replace(path)
+
+
+def page(summary: RunSummary) -> str:
+    """The whole page as text."""
+    from plotly.offline import get_plotlyjs  # slow to import, and only the page needs it
+
+    figures: dict[str, Figure] = {}
+    body = join(_body(summary, figures))
+    scripts = [Markup(get_plotlyjs().replace("\r\n", "\n")), Markup(_read("page.js"))]
+    # Only these scripts may run and nothing may be fetched: what a run is called cannot change that.
+    allowed = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
+    )
+    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Markup(f'<link rel="icon" href="{ICON}">'),
+        tag("title", f"{summary.name}: hwnas report"),
+        tag("style", Markup(_read("page.css"))),
+    )
+    data = tag("script", script_json(figures), type="application/json", id="figures")
+    ends = [tag("script", text) for text in scripts]
+    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', body, data, *ends), lang='en')}\n"
+
+
+def _body(summary: RunSummary, figures: dict[str, Figure]) -> Iterator[Markup]:
+    """The visible page; puts the figures it shows into `figures`, by the id of their element."""
+    yield _header(summary)
+    yield Markup("<main>")
+    yield tag("noscript", tag("p", "The figures need JavaScript; the tables hold the same numbers."))
+    front = front_figure(summary)
+    shown = tag("p", "No network reached the front.", class_="muted")
+    if front is not None:
+        figures["front"] = front
+        caption = (
+            "Exported networks: accuracy of the file on the test set. Circles: latency predicted from the table; "
+            "diamonds: measured again on the target; bars: intervals. Up and left is better."
+        )
+        shown = _plot("front", "Accuracy against latency. " + verdict(summary), caption)
+    yield tag("section", tag("h2", "Accuracy against latency"), shown, _networks(summary))
+    agreement = agreement_figure(summary)
+    shown = tag("p", "No network of this run was measured on the target.", class_="muted")
+    if agreement is not None:
+        figures["agreement"] = agreement
+        caption = "Each network once. In the band, the prediction is within 5 % of the measurement."
+        about = f"Predicted against measured latency: mean error {share(mean_error(summary))}."
+        shown = _plot("agreement", about, caption)
+    yield tag(
+        "section",
+        tag("h2", "Predicted and measured"),
+        tag("div", shown, _validation(summary), class_="pair small"),
+    )
+    scores = score_figures(summary)
+    plots = []
+    for number, (name, figure) in enumerate(scores.items()):
+        figures[f"score-{number}"] = figure
+        about = f"{name} of {len(summary.candidates)} architectures against predicted latency."
+        plots.append(_plot(f"score-{number}", about, f"{name} of every architecture that was scored."))
+    if plots:
+        yield tag("section", tag("h2", "Scores"), tag("div", *plots, class_="pair small"))
+    yield tag("section", tag("h2", "How it came about"), *_provenance(summary))
+    yield Markup("</main>")
+    yield tag("footer", f"Written by hwnas {summary.version}. This page requests nothing from any network.")
+
+
+def _header(summary: RunSummary) -> Markup:
+    measured = [row.measured_ms for row in summary.networks if row.measured_ms is not None]
+    winner = best(summary)
+    tiles = (
+        (
+            "Best accuracy within the limit" if winner and winner.within_limit else "Best accuracy",
+            f"{winner.accuracy:.1f} %" if winner else NOTHING,
+        ),
+        ("Latency, measured", span(min(measured), max(measured)) if measured else "not measured"),
+        ("Mean prediction error", share(mean_error(summary))),
+        ("Noise floor", share(summary.table.noise_floor)),
+    )
+    named = list(summary.target.items())[:6]
+    target = " · ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in named)
+    warnings = tag("ul", *(tag("li", warning) for warning in summary.warnings))
+    return tag(
+        "header",
+        tag("h1", summary.name),
+        tag("p", verdict(summary), class_="verdict"),
+        tag("p", f"{target} · {summary.created}" if target else summary.created, class_="muted"),
+        tag(
+            "dl",
+            *(tag("div", tag("dt", what), tag("dd", value), class_="tile") for what, value in tiles),
+            class_="tiles",
+        ),
+        tag("aside", tag("strong", "Warnings"), warnings, class_="warnings") if summary.warnings else Markup(),
+    )
+
+
+def _plot(name: str, about: str, caption: str) -> Markup:
+    plot = tag("div", id=name, class_="plot", role="img", aria_label=about)
+    return tag("figure", plot, tag("figcaption", caption))
+
+
+def _networks(summary: RunSummary) -> Markup:
+    """The exported networks, fastest first; a click on a heading sorts."""
+    if not summary.networks:
+        return Markup()
+    headings = [
+        tag("th", tag("button", name, type="button"), scope="col", class_=kind) for name, kind in NETWORK_COLUMNS
+    ]
+    rows = [_network(row) for row in sorted(summary.networks, key=lambda row: row.predicted_ms)]
+    table = tag(
+        "table",
+        tag("caption", "Exported networks (headings sort)"),
+        tag("thead", tag("tr", *headings)),
+        tag("tbody", *rows),
+        class_="networks",
+    )
+    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label="Exported networks")
+
+
+def _network(row: NetworkRow) -> Markup:
+    choices = tag("ul", *(tag("li", f"{slot}: {option}") for slot, option in row.choice.items()))
+    name = tag("details", tag("summary", row.name), tag("small", row.arch), choices)
+    over = [tag("div", "over the limit", class_="over")] if row.within_limit is False else []
+    if row.refused is None:
+        bounds = _bounds(row.measured_low_ms, row.measured_high_ms)
+        measured = _number(row.measured_ms, significant(row.measured_ms), *bounds, *over)
+    else:
+        measured = tag("td", f"not measured: {row.refused}", *over, class_="reason", data_value="")
+    link = tag("a", row.file, href="./" + quote(row.file))  # "./": a file, whatever its name looks like
+    return tag(
+        "tr",
+        tag("td", name, data_value=row.name),
+        _number(row.accuracy, f"{row.accuracy:.1f}", tag("small", f"validation {row.valid_accuracy:.1f}")),
+        _number(row.predicted_ms, significant(row.predicted_ms), *_bounds(row.predicted_low_ms, row.predicted_high_ms)),
+        measured,
+        _number(row.error, share(row.error, sign=True).removesuffix(" %")),
+        _number(row.macs, count(row.macs)),
+        _number(row.params, count(row.params)),
+        _number(row.size_bytes, size(row.size_bytes)),
+        tag("td", link, data_value=row.file),
+    )
+
+
+def _number(value: float | None, *shown: str) -> Markup:
+    return tag("td", *shown, class_="number", data_value="" if value is None else repr(value))
+
+
+def _bounds(low: float | None, high: float | None) -> list[Markup]:
+    return [] if low is None or high is None else [tag("small", f"{significant(low)} to {significant(high)}")]
+
+
+def _validation(summary: RunSummary) -> Markup:
+    table = summary.table
+    measured = [row for row in summary.networks if row.error is not None]
+    worst = max((abs(row.error) for row in measured if row.error is not None), default=None)
+    return facts(
+        "How good the prediction is",
+        [
+            ("Exported networks measured", f"{len(measured)} of {len(summary.networks)}"),
+            ("Mean error on them", share(mean_error(summary))),
+            ("Largest error on them", share(worst)),
+            ("Held-out networks of the table", count(table.held_out)),
+            ("Mean error on held-out", share(table.mean_error)),
+            ("Largest error on held-out", share(table.max_error)),
+            ("Noise floor: measured twice, minutes apart", share(table.noise_floor)),
+            ("Latency table", table.path),
+            ("Rows of the table", count(table.rows)),
+        ],
+    )
+
+
+def _provenance(summary: RunSummary) -> Iterator[Markup]:
+    limits = [
+        (
+            "Limit: latency" if name == LATENCY_LIMIT else f"Limit: {name}",
+            ms(value) if name == LATENCY_LIMIT else f"{value:g}",
+        )
+        for name, value in summary.limits.items()
+    ]
+    evaluated = ("Architectures evaluated", str(len(summary.candidates)))
+    stages = [(stage, seconds(value)) for stage, value in summary.seconds.items()]
+    space = [(key, _plain(value)) for key, value in summary.space.items()]
+    yield tag(
+        "div",
+        facts("Target", [(key, str(value)) for key, value in summary.target.items()]),
+        tag(
+            "div",
+            facts("Time by stage", [*stages, ("all stages", seconds(sum(summary.seconds.values())))]),
+            facts("Search space and limits", [*space, *limits, evaluated]),
+        ),
+        class_="pair",
+    )
+    yield tag("details", tag("summary", "The recipe of this run"), tag("pre", summary.recipe), open="")
+
+
+def _plain(value: JsonValue) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)
+
+
+def _read(name: str) -> Markup:
+    return Markup((files(__package__) / name).read_text(encoding="utf-8"))

@@ -1,0 +1,137 @@
+"""What a finished run has to say, as one JSON file: the contract between the pipeline and the report.
+
+Nothing is guessed when it is read: a key that is missing, unknown or of another type is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError, with_config
+
+from hwnas.errors import RunError
+from hwnas.space import Option
+
+LATENCY_LIMIT = "latency_ms"
+"""The key of `RunSummary.limits` that bounds latency."""
+
+_EXACT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    json.dumps(value, allow_nan=False)  # JsonValue alone lets NaN pass
+    return value
+
+
+@with_config(_EXACT)
+@dataclass(frozen=True)
+class NetworkRow:
+    """One exported network of the front. Accuracies in percent, latencies in ms, `file` relative to the run folder.
+
+    Either `measured_ms` is given or `refused` says why there is no measurement. `accuracy` is that of the exported file
+    on the test set, `valid_accuracy` the one the search went by. Raises RunError where that does not hold.
+    """
+
+    name: str
+    arch: str
+    choice: dict[str, Option]
+    accuracy: float
+    valid_accuracy: float
+    predicted_ms: float
+    predicted_low_ms: float
+    predicted_high_ms: float
+    measured_ms: float | None
+    measured_low_ms: float | None
+    measured_high_ms: float | None
+    refused: str | None
+    macs: int
+    params: int
+    file: str
+    size_bytes: int
+    within_limit: bool | None
+
+    def __post_init__(self) -> None:
+        if (self.measured_ms is None) != bool(self.refused):
+            raise RunError(
+                f"network {self.name!r} needs either measured_ms or, in refused, the reason why there is none; "
+                f"got measured_ms={self.measured_ms}, refused={self.refused!r}"
+            )
+        if self.measured_ms is not None and self.measured_ms <= 0:
+            raise RunError(f"measured_ms of network {self.name!r} must be above 0, got {self.measured_ms}")
+        if self.file.startswith("/") or "\\" in self.file:
+            raise RunError(f'file of network {self.name!r} must be a relative path with "/" in it, got {self.file!r}')
+
+    @property
+    def error(self) -> float | None:
+        """predicted / measured - 1, a fraction; None where nothing was measured."""
+        return None if self.measured_ms is None else self.predicted_ms / self.measured_ms - 1
+
+
+@with_config(_EXACT)
+@dataclass(frozen=True)
+class Candidate:
+    """One evaluated architecture: scores by name, predicted ms, validation accuracy in percent if it was trained."""
+
+    arch: str
+    scores: dict[str, float]
+    predicted_ms: float
+    valid_accuracy: float | None
+
+
+@with_config(_EXACT)
+@dataclass(frozen=True)
+class TableFacts:
+    """The latency table that predicted, and how well it did on held-out networks. Errors and noise are fractions."""
+
+    path: str
+    rows: int | None
+    held_out: int | None
+    mean_error: float | None
+    max_error: float | None
+    noise_floor: float | None
+
+
+@with_config(_EXACT)
+@dataclass(frozen=True)
+class RunSummary:
+    """A whole run: `target` is the fingerprint of the device, `limits` the recipe's (latency under LATENCY_LIMIT).
+
+    `created` is an ISO 8601 time, `seconds` the wall time by stage, `recipe` the TOML text that was run.
+    """
+
+    name: str
+    created: str
+    version: str
+    space: Annotated[dict[str, JsonValue], AfterValidator(_finite)]
+    target: dict[str, Option]
+    limits: dict[str, float]
+    networks: tuple[NetworkRow, ...]
+    candidates: tuple[Candidate, ...]
+    table: TableFacts
+    seconds: dict[str, float]
+    recipe: str
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """The summary as JSON text. Raises RunError, naming the key, if a value is not fit to be saved (NaN, ...)."""
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        RunSummary.from_json(text, "the summary to be saved")
+        return text
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the run summary") -> RunSummary:
+        """The inverse of `to_json`. Raises RunError naming `source` and the first bad key."""
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"]) or "the whole text"
+            raise RunError(f"{source} cannot be used: {key}: {first['msg']}; run the last stage again") from None
+
+
+@cache
+def _adapter() -> TypeAdapter[RunSummary]:
+    return TypeAdapter(RunSummary)

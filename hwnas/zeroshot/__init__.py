@@ -1,0 +1,88 @@
+"""Scores of untrained networks: what can be said about an architecture after a few forward passes.
+
+A score is a function `(module, images, labels, generator) -> float`, higher is better, that leaves the module exactly
+as it was. What a score cannot say about a network (a dead one, say) is a reason, and never a NaN or an infinity.
+`params` and `macs` are the baselines that every table of scores should carry: many scores do not beat them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from hwnas.errors import DataError, HwnasError, RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+# name -> where its function is; imported when asked for, so that this package can be imported without torch
+SCORES = {
+    "naswot": "hwnas.zeroshot.naswot:score",
+    "zen": "hwnas.zeroshot.zen:score",
+    "params": "hwnas.zeroshot.size:params",
+    "macs": "hwnas.zeroshot.size:macs",
+}
+
+
+class DegenerateNetworkError(HwnasError, ValueError):
+    """A score is not defined for this network on this batch; the message is the reason."""
+
+
+class Score(Protocol):
+    """images: (n, c, h, w) float, labels: (n,) int or None -> the score. Raises DegenerateNetworkError."""
+
+    def __call__(
+        self, module: nn.Module, images: Tensor, labels: Tensor | None, generator: torch.Generator, /
+    ) -> float: ...
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """A finite value, or None (to be ranked last) with the reason; and the seconds that finding out took."""
+
+    value: float | None
+    reason: str | None
+    seconds: float
+
+
+def load_score(name: str) -> Score:
+    """The function behind a name. Raises RecipeError on an unknown name."""
+    if name not in SCORES:
+        close = difflib.get_close_matches(name, SCORES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise RecipeError(f"no zero-shot score is called {name!r}; {hint}the scores: {', '.join(SCORES)}")
+    module, function = SCORES[name].split(":")
+    score: Score = getattr(importlib.import_module(module), function)
+    return score
+
+
+def compute_scores(
+    names: Iterable[str], module: nn.Module, images: Tensor, labels: Tensor | None = None, seed: int = 0
+) -> dict[str, ScoreResult]:
+    """Every named score of one network on one batch. A result does not depend on which others are asked for.
+
+    images: (n, c, h, w) float on the device of the module; labels: (n,) int. Same seed, same result.
+    Raises RecipeError on an unknown name, DataError on a batch that is not one of finite images.
+    """
+    import torch
+
+    scores = {name: load_score(name) for name in names}
+    if images.dim() != 4 or not images.is_floating_point() or 0 in images.shape:
+        raise DataError(f"scores need (n, c, h, w) float images, got {images.dtype} of shape {tuple(images.shape)}")
+    if not bool(images.isfinite().all()):
+        raise DataError("the images hold NaN or infinity: check how they are normalised")
+    results = {}
+    for name, score in scores.items():
+        start = time.perf_counter()
+        value, reason = None, None
+        try:
+            value = score(module, images, labels, torch.Generator().manual_seed(seed))
+        except DegenerateNetworkError as error:
+            reason = str(error)
+        results[name] = ScoreResult(value, reason, time.perf_counter() - start)
+    return results

@@ -1,0 +1,108 @@
+"""Zen-score: how strongly an untrained network's features react to its input, made comparable over scales.
+
+Lin et al., "Zen-NAS: A Zero-Shot NAS for High-Performance Image Recognition", ICCV 2021, arXiv 2102.01063, algorithm 1.
+With weights drawn from N(0, 1), x and e from N(0, 1) and alpha = 0.01:
+score = log E||f(x) - f(x + alpha e)|| + sum over batch normalisations of log sqrt(mean over channels of the variance),
+f the feature map before global pooling. The second term undoes the normalisation, which hides the scale of a layer.
+
+The authors' code differs from the paper: the norm is L1 (the paper: Frobenius), and a variance is the running one after
+the two forwards, 0.81 + 0.09 v(x) + 0.1 v(x + alpha e), which squeezes small variances together (the paper: that of the
+batch). `variant` chooses. Our deviation from both: they remove the residual links of a network, which only their own
+network classes can do; we score the network as it is. Compare residual networks with residual networks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from hwnas.zeroshot import DegenerateNetworkError
+from hwnas.zeroshot.features import pooled_features
+from hwnas.zeroshot.preserved import preserved, use_batch_statistics
+
+Variant = Literal["paper", "authors"]
+
+
+def score(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    generator: torch.Generator,
+    *,
+    variant: Variant = "paper",
+    repeats: int = 4,
+    alpha: float = 0.01,
+) -> float:
+    """Mean Zen-score over `repeats` draws of weights and inputs (the authors: 32 draws, batches of 16).
+
+    images: (n, c, h, w) float, of which only shape, type and device are used. Takes two forwards a repeat.
+    Raises DegenerateNetworkError for a network whose features do not depend on its input.
+    """
+    values = []
+    with preserved(module, weights=True):
+        for _ in range(repeats):
+            draw_gaussian_weights(module, generator)
+            inputs, noise = _normal_like(images, generator), _normal_like(images, generator)
+            values.append(zen_score(module, inputs, noise, variant=variant, alpha=alpha))
+    return math.fsum(values) / repeats
+
+
+def zen_score(
+    module: nn.Module, inputs: Tensor, noise: Tensor, *, variant: Variant = "paper", alpha: float = 0.01
+) -> float:
+    """Zen-score with the weights that the module has. inputs, noise: (n, c, h, w) float."""
+    if len(inputs) < 2:
+        raise DegenerateNetworkError("the statistics of a batch need at least two images")
+    authors = variant == "authors"
+    batch_variances: list[Tensor] = []
+
+    def saw_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+        values: Tensor = args[0]
+        axes = [axis for axis in range(values.dim()) if axis != 1]
+        batch_variances.append(values.var(axes, correction=int(authors)).mean())
+
+    with preserved(module) as hooks, torch.inference_mode():
+        use_batch_statistics(module)
+        hooks += [p.register_forward_pre_hook(saw_input) for p in module.modules() if isinstance(p, _BatchNorm)]
+        features = pooled_features(module, inputs)
+        variances = [float(variance) for variance in batch_variances]
+        batch_variances.clear()
+        difference = (features - pooled_features(module, inputs + alpha * noise)).flatten(1)
+    if authors:
+        second = [float(variance) for variance in batch_variances]
+        variances = [0.81 + 0.09 * v1 + 0.1 * v2 for v1, v2 in zip(variances, second, strict=True)]
+    delta = float(difference.norm(p=1 if authors else 2, dim=1).mean())
+    return _log(delta, "the change of the features") + 0.5 * math.fsum(
+        _log(variance, "the variance before a batch normalisation") for variance in variances
+    )
+
+
+@torch.no_grad()
+def draw_gaussian_weights(module: nn.Module, generator: torch.Generator) -> None:
+    """Weights of convolutions and linear layers from N(0, 1), biases 0, batch normalisations 1 and 0: in place."""
+    for part in module.modules():
+        if isinstance(part, _ConvNd | nn.Linear):
+            part.weight.copy_(_normal_like(part.weight, generator))
+        elif isinstance(part, _BatchNorm) and part.weight is not None:
+            part.weight.fill_(1)
+        else:
+            continue
+        if part.bias is not None:
+            part.bias.zero_()
+
+
+def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    # drawn where the generator is, so that a seed means the same numbers on every device
+    drawn = torch.randn(tensor.shape, generator=generator, device=generator.device)
+    return drawn.to(tensor.device, tensor.dtype)
+
+
+def _log(value: float, what: str) -> float:
+    if not 0 < value < math.inf:  # also true of NaN
+        raise DegenerateNetworkError(f"{what} is {value}: the network is dead, or overflows")
+    return math.log(value)

@@ -73,7 +73,7 @@ class NetworkRow:
 @with_config(_EXACT)
 @dataclass(frozen=True)
 class Candidate:
-    """One evaluated architecture: predicted ms, validation accuracy in percent if trained, the scores it has by name."""
+    """One evaluated architecture: scores by name, predicted ms, validation accuracy in percent if it was trained."""
 
     arch: str
     scores: dict[str, float]

@@ -1,0 +1,252 @@
+"""Optuna is the memory of a run: what was really evaluated is a trial in a journal file, so a killed run goes on.
+
+Trials carry the architecture as text in the user attribute 'arch', and as parameters (slot name -> option), so that
+every sampler and every plot of Optuna understands them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from hwnas.errors import InfeasibleError, RecipeError, RunError
+from hwnas.search.problem import Objective, check_objectives
+from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
+
+Feasible = Callable[[IntMatrix], NDArray[np.bool_]]
+
+ARCH = "arch"  # user attribute: the canonical architecture as text
+REASON = "reason"  # user attribute of a FAIL trial: why the evaluation failed
+SKIPPED = "skipped"  # user attribute of a trial that was asked for and not evaluated: why
+
+
+def open_study(
+    journal: Path, name: str, objectives: Sequence[Objective], sampler: BaseSampler | None = None
+) -> optuna.Study:
+    """The study of that name in a journal file, both made if they are not there.
+
+    Limits may change from run to run. Raises RunError if the journal is damaged beyond its last line, or holds a study
+    of this name whose objectives have other names, units, directions or another order.
+    """
+    check_objectives(objectives)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    lock = JournalFileOpenLock(str(journal))  # the symlinks of the default lock need privileges on Windows
+    try:
+        _drop_torn_tail(journal, lock)
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{journal} is not an intact Optuna journal: {error}; restore it or move it away") from error
+    directions = [objective.direction for objective in objectives]
+    labels = [objective.label for objective in objectives]
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # it announces every study it opens
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=name, directions=directions, sampler=sampler, load_if_exists=True
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    if study.metric_names is None and not study.get_trials(deepcopy=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(labels)
+    found = list(zip(study.metric_names or [], (d.name.lower() for d in study.directions), strict=False))
+    if found != list(zip(labels, directions, strict=True)):
+        raise RunError(
+            f"study {name!r} in {journal} was made for {_listed(found)}; asked for "
+            f"{_listed(zip(labels, directions, strict=True))}: use another run folder"
+        )
+    return study
+
+
+def record_trial(
+    study: optuna.Study,
+    space: SearchSpace,
+    arch: Sequence[int],
+    values: Sequence[float],
+    user_attrs: Mapping[str, Any] | None = None,
+    *,
+    trial: Trial | None = None,
+) -> None:
+    """Record an evaluated architecture: values in the order of the objectives, attributes as JSON can hold them.
+
+    `trial` is the one that `ask_arch` gave, if it did: telling it is what lets its sampler learn. Raises RunError
+    unless there is one finite value per objective.
+    """
+    arch, values = space.check(arch), [float(value) for value in values]
+    if len(values) != len(study.directions) or not np.isfinite(values).all():
+        raise RunError(
+            f"architecture {format_arch(arch)} needs {len(study.directions)} finite values, got {values}; "
+            "an evaluation that went wrong is recorded with record_failure"
+        )
+    _finish(study, space, arch, TrialState.COMPLETE, values, dict(user_attrs or {}), trial)
+
+
+def record_failure(
+    study: optuna.Study, space: SearchSpace, arch: Sequence[int], reason: str, *, trial: Trial | None = None
+) -> None:
+    """Record that an architecture could not be evaluated, and why."""
+    _finish(study, space, space.check(arch), TrialState.FAIL, None, {REASON: reason}, trial)
+
+
+def recorded(study: optuna.Study) -> dict[Arch, FrozenTrial]:
+    """The complete trials by architecture, the first of each; what a resumed run need not evaluate again."""
+    found: dict[Arch, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if ARCH in trial.user_attrs:
+            found.setdefault(parse_arch(trial.user_attrs[ARCH]), trial)
+    return found
+
+
+def failed(study: optuna.Study) -> dict[Arch, str]:
+    """The reason of the last failure of every architecture that failed and was not evaluated since."""
+    done = recorded(study)
+    reasons = {
+        parse_arch(trial.user_attrs[ARCH]): str(trial.user_attrs[REASON])
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        if REASON in trial.user_attrs
+    }
+    return {arch: reason for arch, reason in reasons.items() if arch not in done}
+
+
+def suggest(trial: optuna.trial.BaseTrial, space: SearchSpace) -> Arch:
+    """The canonical architecture that a trial's sampler chooses, slot by slot."""
+    choice: dict[str, Any] = {slot.name: trial.suggest_categorical(slot.name, slot.options) for slot in space.slots}
+    return space.arch_of(choice)
+
+
+def ask_arch(
+    study: optuna.Study, space: SearchSpace, feasible: Feasible | None = None, max_tries: int = 100
+) -> tuple[Trial, Arch]:
+    """Ask the study's sampler for a new architecture; end the trial with `record_trial` or `record_failure`.
+
+    An architecture that breaks a limit known before evaluation, (n, slots) -> (n,) `feasible`, or was evaluated or
+    failed before is told as pruned: samplers that learn from pruned trials (TPE) move on, the others just ask again.
+    Raises InfeasibleError after `max_tries` of them, not counting as many repetitions as there are trials.
+    """
+    known = {*recorded(study), *failed(study)}
+    # a seeded sampler in a resumed run begins with what it asked in the first: those repetitions are no sign of an end
+    free_repeats, infeasible, repeated = len(study.get_trials(deepcopy=False)), 0, 0
+    while infeasible + max(repeated - free_repeats, 0) < max_tries:
+        trial = study.ask()
+        arch = suggest(trial, space)
+        if arch in known:
+            repeated += 1
+            trial.set_user_attr(SKIPPED, f"architecture {format_arch(arch)} was evaluated before")
+        elif feasible is not None and not feasible(np.array([arch], dtype=np.int64))[0]:
+            infeasible += 1
+            trial.set_user_attr(SKIPPED, f"architecture {format_arch(arch)} breaks a limit known before evaluation")
+        else:
+            trial.set_user_attr(ARCH, format_arch(arch))
+            return trial, arch
+        _tell(study, trial, TrialState.PRUNED)
+    raise InfeasibleError(
+        f"{type(study.sampler).__name__} found no new architecture of {space.name} in {infeasible + repeated} tries: "
+        f"{infeasible} broke a limit known before evaluation, {repeated} were evaluated before; relax a limit, widen "
+        "the space, or take another sampler"
+    )
+
+
+def make_sampler(name: str, seed: int, **options: Any) -> BaseSampler:
+    """A sampler of optuna.samplers by its class name, e.g. 'TPESampler'; `options` are its keyword arguments.
+
+    For a study with trials, a seed such as `seed + len(study.trials)` avoids asking for the same ones again. Raises
+    RecipeError for a name or an option that there is not.
+    """
+    classes = {
+        found: each
+        for found, each in vars(optuna.samplers).items()
+        if inspect.isclass(each) and issubclass(each, BaseSampler) and not inspect.isabstract(each)
+    }
+    if name not in classes:
+        raise RecipeError(f"there is no sampler {name!r}; Optuna has {', '.join(sorted(classes))}")
+    accepted = inspect.signature(classes[name]).parameters
+    if "seed" in accepted:
+        options = {"seed": seed, **options}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # the user asked for it by name
+            return classes[name](**options)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"sampler {name} cannot be made: {error}; its options: {', '.join(accepted)}") from error
+
+
+def _drop_torn_tail(journal: Path, lock: JournalFileOpenLock) -> None:
+    """Cut what follows the last complete line of a journal. Raises ValueError on a file that does not end like one.
+
+    A process killed while it writes leaves half a line. Optuna skips it when it reads, but then appends to it, and the
+    glued line makes the journal unreadable from there on. The lock makes sure that nobody alive is writing it.
+    """
+    if not journal.exists():
+        return
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        tail = content[complete:].rstrip(b"\0")  # zeros are what some file systems leave after a power cut
+        if complete:
+            json.loads(content[content.rfind(b"\n", 0, complete - 1) + 1 : complete])  # Optuna would skip it as well
+        if tail and not tail.startswith(b"{"):
+            raise ValueError("its last line is none of a journal")
+        if complete < len(content):
+            os.truncate(journal, complete)
+    finally:
+        lock.release()
+
+
+def _finish(
+    study: optuna.Study,
+    space: SearchSpace,
+    arch: Arch,
+    state: TrialState,
+    values: list[float] | None,
+    user_attrs: dict[str, Any],
+    trial: Trial | None,
+) -> None:
+    user_attrs = {**user_attrs, ARCH: format_arch(arch)}
+    if trial is None:
+        distributions: dict[str, BaseDistribution] = {
+            slot.name: CategoricalDistribution(slot.options) for slot in space.slots
+        }
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                values=values,
+                params=space.describe(arch),
+                distributions=distributions,
+                user_attrs=user_attrs,
+            )
+        )
+        return
+    for key, value in user_attrs.items():
+        trial.set_user_attr(key, value)
+    _tell(study, trial, state, values)
+
+
+def _tell(study: optuna.Study, trial: Trial, state: TrialState, values: list[float] | None = None) -> None:
+    try:
+        study.tell(trial, values, state=state)
+    except RuntimeError as error:
+        # samplers of finite grids call Study.stop after their last trial, which Optuna forbids outside of optimize();
+        # by then the trial is stored
+        if "Study.stop" not in str(error):
+            raise
+
+
+def _listed(objectives: Any) -> str:
+    return ", ".join(f"{direction} {label}" for label, direction in objectives) or "unnamed objectives"

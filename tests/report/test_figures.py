@@ -31,6 +31,7 @@ def test_the_front_shows_predicted_measured_and_the_rest(summary: RunSummary) ->
 def test_error_bars_reach_the_interval(summary: RunSummary) -> None:
     bars, row = trace(front_figure(summary), "measured")["error_x"], summary.networks[0]
     assert row.measured_ms is not None
+    assert bars["symmetric"] is False
     assert row.measured_high_ms == pytest.approx(row.measured_ms + bars["array"][0])
     assert row.measured_low_ms == pytest.approx(row.measured_ms - bars["arrayminus"][0])
 

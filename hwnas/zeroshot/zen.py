@@ -84,9 +84,12 @@ def zen_score(
 
 @torch.no_grad()
 def draw_gaussian_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights of convolutions and linear layers from N(0, 1), biases 0, batch normalisations 1 and 0: in place."""
+    """Weights of convolutions and linear layers from N(0, 1), biases 0, batch normalisations 1 and 0: in place.
+
+    A weight that is a constant (a buffer) stays what it is.
+    """
     for part in module.modules():
-        if isinstance(part, _ConvNd | nn.Linear):
+        if isinstance(part, _ConvNd | nn.Linear) and isinstance(part.weight, nn.Parameter):
             part.weight.copy_(_normal_like(part.weight, generator))
         elif isinstance(part, _BatchNorm) and part.weight is not None:
             part.weight.fill_(1)

@@ -68,6 +68,14 @@ def test_weights_are_gaussian_whatever_they_were(images):
     assert not nets[0][3].bias.any()
 
 
+def test_constant_weights_stay(images):
+    conv = nn.Conv2d(3, 3, 1, groups=3, bias=False)
+    del conv.weight
+    conv.register_buffer("weight", torch.zeros(3, 1, 1, 1))
+    with pytest.raises(DegenerateNetworkError, match="dead"):
+        zen.score(nn.Sequential(nn.Conv2d(3, 3, 1), conv), images, None, generator())
+
+
 def test_depends_on_the_seed_and_on_the_architecture_alone(tinynet, images):
     net, other = tinynet(), tinynet()
     for parameter in other.parameters():

@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "latency": FOUNDATION | {"spaces", "hwprof"},
     "export": FOUNDATION | {"spaces", "hwprof"},
     "recipe": BELOW_PIPELINE,
-    "pipeline": BELOW_PIPELINE | {"recipe"},
-    "testing": BELOW_PIPELINE | {"recipe", "pipeline"},
-    "cli": BELOW_PIPELINE | {"recipe", "pipeline", "testing"},
+    "run": BELOW_PIPELINE | {"recipe"},
+    "pipeline": BELOW_PIPELINE | {"recipe", "run"},
+    "testing": BELOW_PIPELINE | {"recipe", "run", "pipeline"},
+    "cli": BELOW_PIPELINE | {"recipe", "run", "pipeline", "testing"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for

@@ -7,6 +7,7 @@ import pytest
 
 from hwnas.errors import InfeasibleError, PredictorError, RecipeError, SpaceError
 from hwnas.search import inner
+from hwnas.search.archive import Candidates
 from hwnas.search.inner import Front, nsga2, select_spread
 from hwnas.search.pareto import hypervolume, nondominated
 from hwnas.search.problem import Objective, to_losses
@@ -183,6 +184,42 @@ def test_a_limit_that_one_architecture_in_a_billion_keeps_is_found(toy):
         assert front.values[:, 1].max() <= fastest * 1.001
 
 
+def test_survival_is_constraint_domination():
+    """Deb et al. 2002, definition 1. The infeasible row 0 dominates every feasible one and still comes after them."""
+    losses = np.array([[0.0, 0.0], [3.0, 1.0], [1.0, 3.0], [4.0, 4.0], [9.0, 9.0], [2.9, 2.0], [0.0, 9.0]])
+    violation = np.array([0.2, 0.0, 0.0, 0.0, 0.1, 0.0, 3.0])
+    archs = np.arange(7)[:, None]
+    ordered = inner._survivors(Candidates(archs, losses, violation), 7).archs[:, 0].tolist()
+    assert set(ordered[:2]) == {1, 2}  # the ends of the first feasible front
+    assert ordered[2:] == [5, 3, 4, 0, 6]  # its middle, the next front, then by violation
+    assert inner._survivors(Candidates(archs, losses, violation), 3).archs[:, 0].tolist() == ordered[:3]
+
+
+def test_constraint_domination_alone_walks_to_the_feasible_region(toy, monkeypatch):
+    """No descent, neither at the start nor as a last resort: least violation first has to do it."""
+
+    def must_not(archive):
+        raise AssertionError("the evolution found nothing feasible")
+
+    monkeypatch.setattr(inner, "_ENDS", 0.0)
+    monkeypatch.setattr(inner, "push_to_limits", must_not)
+    space = toy.ToySpace(stages=9, layers=4)
+    evaluate = toy.ToyEvaluator(space)
+    random = evaluate(space.sample(20_000, np.random.default_rng(5)))[:, 1]
+    limit = float(random.min()) * 0.7
+    for seed in range(3):
+        front = nsga2(space, evaluate, [ACCURACY, limited(LATENCY, limit)], population=50, generations=60, seed=seed)
+        assert front.values[:, 1].max() <= limit
+
+
+def test_the_attainable_range_of_a_lone_objective_has_both_ends(toy):
+    space = toy.ToySpace(stages=9, layers=4)
+    evaluate = toy.ToyEvaluator(space)
+    ends = evaluate(np.array([np.zeros(len(space.slots)), space.cardinalities - 1], dtype=np.int64))[:, 1]
+    with pytest.raises(InfeasibleError, match=f"attainable is about {ends[0]:.4g} to {ends[1]:.4g} ms"):
+        nsga2(space, lambda archs: evaluate(archs)[:, 1:], [limited(LATENCY, 0.1)], population=20, seed=0)
+
+
 @pytest.mark.parametrize("population", [4, 50])
 def test_an_unattainable_limit_says_what_is_attainable(toy, population):
     space = toy.ToySpace(stages=5, layers=4)
@@ -324,6 +361,15 @@ def test_spread_is_even_along_a_front_and_has_its_ends():
     chosen = select_spread(values, 5)
     assert chosen[[0, -1]].tolist() == [0, 100]
     np.testing.assert_allclose(t[chosen], [0, 0.25, 0.5, 0.75, 1], atol=0.02)
+
+
+def test_spread_does_not_depend_on_units():
+    angle = np.linspace(0, np.pi / 2, 91)
+    circle = np.column_stack([np.sin(angle), 1 - np.cos(angle)])
+    assert select_spread(circle, 4).tolist() == [0, 30, 60, 90]
+    assert select_spread(circle * [1000, 1] + [5, 7], 4).tolist() == [0, 30, 60, 90]
+    cube = np.random.default_rng(0).random((60, 3))
+    np.testing.assert_array_equal(select_spread(cube * [1, 1000, 0.1], 9), select_spread(cube, 9))
 
 
 def test_spread_of_a_shuffled_front_is_the_same():

@@ -185,8 +185,8 @@ def test_a_limit_that_one_architecture_in_a_billion_keeps_is_found(toy):
 
 
 def test_survival_is_constraint_domination():
-    """Deb et al. 2002, definition 1. The infeasible row 0 dominates every feasible one and still comes after them."""
-    losses = np.array([[0.0, 0.0], [3.0, 1.0], [1.0, 3.0], [4.0, 4.0], [9.0, 9.0], [2.9, 2.0], [0.0, 9.0]])
+    """Deb et al. 2002, definition 1. Row 0 is infeasible: that it dominates row 2 does not count."""
+    losses = np.array([[0.5, 2.5], [3.0, 1.0], [1.0, 3.0], [4.0, 4.0], [9.0, 9.0], [2.9, 2.0], [0.0, 9.0]])
     violation = np.array([0.2, 0.0, 0.0, 0.0, 0.1, 0.0, 3.0])
     archs = np.arange(7)[:, None]
     ordered = inner._survivors(Candidates(archs, losses, violation), 7).archs[:, 0].tolist()

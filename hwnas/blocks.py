@@ -170,7 +170,9 @@ class SqueezeExcite(nn.Module):
         return gate * x
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel: int, stride: int, groups: int, activation: str) -> nn.Sequential:
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int, stride: int, groups: int, activation: str
+) -> nn.Sequential:
     """Convolution with "same" padding (odd kernels), batch normalisation and, unless '', an activation."""
     padding = kernel // 2
     layers = OrderedDict[str, nn.Module](

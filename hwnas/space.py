@@ -103,7 +103,8 @@ class SearchSpace(ABC):
         for slot, index in zip(self.slots, arch, strict=True):
             if not 0 <= index < len(slot.options):
                 raise SpaceError(
-                    f"slot {slot.name!r} of {self.name} has options 0..{len(slot.options) - 1} {slot.options}, got {index}"
+                    f"slot {slot.name!r} of {self.name} has options 0..{len(slot.options) - 1} {slot.options}, "
+                    f"got {index}"
                 )
         return tuple(int(index) for index in self.canonical(np.array([arch], dtype=np.int64))[0])
 
@@ -119,6 +120,17 @@ class SearchSpace(ABC):
             for index, position in enumerate(self.positions)
         ]
         return [(position, block) for position, block in found if block is not None]
+
+    @property
+    def largest_input(self) -> tuple[int, int, int]:
+        """The largest input image of any architecture, provided that one slot decides the size."""
+        first = (0,) * len(self.slots)
+        single_choices = (
+            (*first[:slot], option, *first[slot + 1 :])
+            for slot in range(len(self.slots))
+            for option in range(len(self.slots[slot].options))
+        )
+        return max((self.input_shape(arch) for arch in single_choices), key=lambda shape: shape[1] * shape[2])
 
     def position_blocks(self, position: int) -> Iterable[tuple[tuple[int, ...], Block | None]]:
         """Every combination of option indices of a position's slots (last slot fastest), with its block."""

@@ -159,6 +159,8 @@ def _tensor_arguments(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _run_on_meta(node: fx.Node, leaf: nn.Module | None, tensors: dict[fx.Node, Tensor]) -> Tensor:
+    args: Any
+    kwargs: Any
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), tensors.__getitem__)
     if leaf is None:
         assert callable(node.target)

@@ -34,14 +34,18 @@ def covering_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generat
             arch = _improve(space, index, arch, seen, rng)
         used = index.used(arch)[0]
         if seen[used].all():
-            raise PredictorError(f"no network of {space.name} holds the block {index.keys[missing]}: the space is inconsistent")
+            raise PredictorError(
+                f"no network of {space.name} holds the block {index.keys[missing]}: the space is inconsistent"
+            )
         seen[used] = True
         found.append(arch)
     return unique_archs(np.concatenate(found))
 
 
-def _improve(space: SearchSpace, index: BlockIndex, arch: IntMatrix, seen: BoolVector, rng: np.random.Generator) -> IntMatrix:
-    """(1, slots): the network after every position, in random order, took the options that show the most unseen blocks."""
+def _improve(
+    space: SearchSpace, index: BlockIndex, arch: IntMatrix, seen: BoolVector, rng: np.random.Generator
+) -> IntMatrix:
+    """(1, slots): the network after each position, in random order, took the options with the most unseen blocks."""
     for place in rng.permutation(len(space.positions)):
         slots = list(space.positions[place].slots)
         combinations = _combinations(space.cardinalities[slots], rng)

@@ -13,16 +13,18 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from hwnas.errors import SpaceError
-from hwnas.space import Position
+from hwnas.space import Arch, Position, SearchSpace
 from hwnas.trace import Op, Shape, Trace, trace
 
 OPSET = 18
@@ -67,6 +69,13 @@ def onnx_model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="hwnas")
 
 
+def write_graph(space: SearchSpace, arch: Arch, batch: int, path: Path) -> None:
+    """Write an architecture's graph, with random weights and nodes tagged by position, for profiling."""
+    with torch.device("meta"):
+        module = space.build(arch)
+    onnx.save(onnx_model(module, [space.input_shape(arch)], positions=space.positions, batch=batch), path)
+
+
 @dataclass
 class _Writer:
     positions: Sequence[Position]
@@ -105,7 +114,9 @@ class _Writer:
             assert isinstance(op.module, nn.BatchNorm2d)
             scale, shift = self._norm(op.module)
             zero, one = np.zeros_like(scale), np.ones_like(scale)
-            names = [self._weight(op, suffix, array) for suffix, array in zip("sbmv", (scale, shift, zero, one), strict=True)]
+            names = [
+                self._weight(op, suffix, array) for suffix, array in zip("sbmv", (scale, shift, zero, one), strict=True)
+            ]
             self._node(op, "BatchNormalization", names, epsilon=0.0)
         elif op.kind == "global_avg_pool":
             assert isinstance(op.module, nn.AdaptiveAvgPool2d)
@@ -118,7 +129,9 @@ class _Writer:
             shape = np.array([self.batch, math.prod(op.output_shape[1:])])
             self._node(op, "Reshape", [self._weight(op, "shape", shape)])
         elif op.kind == "relu6":
-            self._node(op, "Clip", [self._weight(op, name, np.float32(value)) for name, value in (("min", 0), ("max", 6))])
+            self._node(
+                op, "Clip", [self._weight(op, name, np.float32(value)) for name, value in (("min", 0), ("max", 6))]
+            )
         elif op.kind == "silu":
             gate = self._node(op, "Sigmoid", [], suffix="sigmoid")
             self._node(op, "Mul", [gate])
@@ -201,10 +214,14 @@ class _Writer:
             if path == position.name or path.startswith(position.name + "."):
                 return f"b{index}:"
         if self.positions:
-            raise SpaceError(f"{path or 'the network itself'} computes something outside of every position of the space")
+            raise SpaceError(
+                f"{path or 'the network itself'} computes something outside of every position of the space"
+            )
         return ""
 
-    def _node(self, op: Op, kind: str, extra: list[str], *, output: str = "", suffix: str = "", **attributes: Any) -> str:
+    def _node(
+        self, op: Op, kind: str, extra: list[str], *, output: str = "", suffix: str = "", **attributes: Any
+    ) -> str:
         name = self._name(op) + (f".{suffix}" if suffix else "")
         if not suffix:
             self.names[output or op.output] = name

@@ -43,7 +43,9 @@ class BlockIndex:
                 self._examples.setdefault(number, (place, options))
                 lookup.append(number)
             self._lookup.append(np.array(lookup, dtype=np.int64))
-            self._strides.append(np.array([int(np.prod(extents[axis + 1 :])) for axis in range(len(extents))], dtype=np.int64))
+            self._strides.append(
+                np.array([int(np.prod(extents[axis + 1 :])) for axis in range(len(extents))], dtype=np.int64)
+            )
         self.blocks = tuple(numbers)
         self.keys = tuple(block.key for block in self.blocks)
 
@@ -66,7 +68,7 @@ class BlockIndex:
         return [np.unique(row[row >= 0]) for row in self.numbers(archs)]
 
     def costs(self, values: Mapping[str, float] | FloatVector) -> list[FloatVector]:
-        """Per position, the value of each combination of its slots' options (last slot fastest, 0 where nothing stands).
+        """Per position, the value of each combination of its slots' options (last slot fastest, 0 where no block is).
 
         `values` gives each key's value, or is a (blocks,) vector.
         """

@@ -62,8 +62,8 @@ class AdditivePredictor:
         rank = math.ceil((len(self._errors) + 1) * confidence)
         if rank > len(self._errors):
             raise PredictorError(
-                f"confidence {confidence:g} needs at least {math.ceil(confidence / (1 - confidence))} held-out networks, "
-                f"the table has {len(self._errors)}; profile with more (profile.held_out)"
+                f"confidence {confidence:g} needs at least {math.ceil(confidence / (1 - confidence))} held-out "
+                f"networks, the table has {len(self._errors)}; profile with more (profile.held_out)"
             )
         return float(np.expm1(np.sort(self._errors)[rank - 1]))
 
@@ -80,14 +80,17 @@ class AdditivePredictor:
         measured = np.array([model.ms for model in held_out])
         predicted = self.predict_ms(np.array(archs, dtype=np.int64))
         if (predicted <= 0).any():
-            raise PredictorError("the table predicts a latency of zero or less for a network that was measured; profile again")
+            raise PredictorError(
+                "the table predicts a latency of zero or less for a network that was measured; profile again"
+            )
         return np.abs(np.log(measured / predicted))
 
 
 def _missing_message(missing: Sequence[str], space: SearchSpace, table: LatencyTable) -> str:
     nearest = difflib.get_close_matches(missing[0], table.rows, n=2, cutoff=0.0)
     return (
-        f"the latency table has no row for {missing[0]}" + (f" and {len(missing) - 1} more blocks" if missing[1:] else "")
+        f"the latency table has no row for {missing[0]}"
+        + (f" and {len(missing) - 1} more blocks" if missing[1:] else "")
         + f" of {space.name}; nearest rows: {', '.join(nearest) or 'none'}. "
         "Measure this space: hwnas profile RECIPE.toml"
     )

@@ -23,18 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import torch
 
 from hwnas import __version__
 from hwnas.errors import PredictorError
 from hwnas.latency.covering import anchor_archs, covering_archs, random_archs
 from hwnas.latency.estimate import estimate_rows
-from hwnas.latency.graph import onnx_model
+from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
+from hwnas.latency.measure import anchor_scale
 from hwnas.latency.rows import fit_correction, measured_rows, position_times
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
-from hwprof.client import AgentClient, Group
+from hwprof.client import AgentClient
 from hwprof.devices import Device
 from hwprof.errors import DeviceError
 from hwprof.journal import Journal, Record
@@ -73,7 +72,9 @@ class SweepConfig:
     def node_plan(self) -> Plan:
         """Profiled runs are only summed per node, robustly, so fewer sweeps serve and more spread is borne."""
         plan = self.plan
-        return replace(plan, sweeps=5, max_sweeps=9, max_runs=max(6, plan.min_runs), max_standard_error=0.05, max_spread=0.2)
+        return replace(
+            plan, sweeps=5, max_sweeps=9, max_runs=max(6, plan.min_runs), max_standard_error=0.05, max_spread=0.2
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) 
     anchors = anchor_archs(space, index, rng)
     whole = random_archs(space, config.fit + config.held_out, rng, exclude=anchors)
     if len(whole) < 5:
-        raise PredictorError(f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate")
+        raise PredictorError(
+            f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate"
+        )
     fit = max(3, len(whole) * config.fit // (config.fit + config.held_out))
     if config.networks:
         profiled = random_archs(space, config.networks, rng, exclude=np.concatenate([anchors, whole]))
@@ -197,10 +200,13 @@ class _Session:
         # Every profiled network may hold the only sight of a block; of the others a few can be spared.
         spared = 0 if phase == NODES else len(wanted) // 5
         if len(missing) > spared:
-            reasons = {result["refused"] for group in self.groups(phase) for result in group["results"] if result["refused"]}
+            reasons = {
+                result["refused"] for group in self.groups(phase) for result in group["results"] if result["refused"]
+            }
             raise PredictorError(
-                f"{len(missing)} of {len(wanted)} {phase} were refused {self.config.attempts} times: {'; '.join(sorted(reasons)[:3])}. "
-                "Quieten the machine (other programs, power saving) and run the same command: it goes on from here"
+                f"{len(missing)} of {len(wanted)} {phase} were refused {self.config.attempts} times: "
+                f"{'; '.join(sorted(reasons)[:3])}. Quieten the machine (other programs, power saving) and run the "
+                "same command: it goes on from here"
             )
 
     def _measure_group(self, phase: str, archs: Sequence[Arch], plan: Plan, nodes: bool) -> None:
@@ -222,24 +228,22 @@ class _Session:
             path.unlink()
 
     def _graph(self, arch: Arch) -> Path:
-        path = Path(self._graphs.name) / f"{'anchor' if arch in self.anchors else 'model'}-{abs(hash(arch)):x}.onnx"
+        path = Path(self._graphs.name) / f"{'anchor' if arch in self.anchors else 'model'}-{format_arch(arch)}.onnx"
         if not path.exists():
-            with torch.device("meta"):
-                module = self.space.build(arch)
-            shapes = [self.space.input_shape(arch)]
-            onnx.save(onnx_model(module, shapes, positions=self.space.positions, batch=self.target.batch), path)
+            write_graph(self.space, arch, self.target.batch, path)
         return path
 
 
 def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> LatencyTable:
-    space = session.space
     records = session.journal.records
     first_session = [record for record in records if record["phase"] != AGAIN]
-    scale = float(np.median([ms for record in first_session for ms in record["anchor_ms"]]))
+    anchors = list(_anchor_models(session, first_session))
+    scale = anchor_scale(anchors)
     profiled = session.accepted(NODES)
     archs = np.array(list(profiled), dtype=np.int64)
     times = [
-        {position: ratio * scale for position, ratio in position_times(result["nodes"]).items()} for result in profiled.values()
+        {position: ratio * scale for position, ratio in position_times(result["nodes"]).items()}
+        for result in profiled.values()
     ]
     rows = measured_rows(index, archs, times)
     rows |= estimate_rows(index, rows)
@@ -253,16 +257,14 @@ def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> L
                 yield Model(format_arch(arch), role, whole[arch]["ratio"] * scale, whole[arch]["spread"], second)
 
     fit, held_out = list(measured(selection.fit, "fit")), list(measured(selection.held_out, "held-out"))
-    slope, intercept = fit_correction(
-        index.total(_matrix(fit), sums), np.array([model.ms for model in fit])
-    )
+    slope, intercept = fit_correction(index.total(_matrix(fit), sums), np.array([model.ms for model in fit]))
     return LatencyTable(
         target=session.target,
         fingerprint=session.client.fingerprint,
         provenance=_provenance(session, records, len(archs)),
         slope=slope,
         intercept_ms=intercept,
-        models=(*_anchor_models(session, first_session), *fit, *held_out),
+        models=(*anchors, *fit, *held_out),
         validation=_validate(intercept + slope * index.total(_matrix(held_out), sums), held_out),
         rows=rows,
     )
@@ -279,7 +281,9 @@ def _anchor_models(session: _Session, records: Sequence[Record]) -> Iterator[Mod
     for arch in session.anchors:
         name = format_arch(arch)
         times = np.array([ms for record in records for ms in record["anchors"][f"anchor {name}"]])
-        yield Model(name, "anchor", float(np.median(times)), float(1.4826 * np.median(np.abs(times / np.median(times) - 1))))
+        yield Model(
+            name, "anchor", float(np.median(times)), float(1.4826 * np.median(np.abs(times / np.median(times) - 1)))
+        )
 
 
 def _provenance(session: _Session, records: Sequence[Record], profiled: int) -> dict[str, Any]:

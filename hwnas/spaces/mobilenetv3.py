@@ -46,7 +46,7 @@ class MobileNetV3Space(SearchSpace):
         in_channels: int = 3,
         num_classes: int = 1000,
     ) -> None:
-        self._config = {
+        self._config: dict[str, Any] = {
             "resolutions": list(resolutions),
             "width_mults": list(width_mults),
             "depths": list(depths),
@@ -74,7 +74,7 @@ class MobileNetV3Space(SearchSpace):
                 kernel_slot = len(slots)
                 slots.append(Slot(f"stage{stage}.{layer}.kernel", tuple(kernels)))
                 slots.append(Slot(f"stage{stage}.{layer}.expand", tuple(expands)))
-                depends = (0, 1, kernel_slot, kernel_slot + 1)
+                depends: tuple[int, ...] = (0, 1, kernel_slot, kernel_slot + 1)
                 # A layer that every depth includes does not depend on the depth.
                 depends += (depth_slot,) if layer >= min(depths) else ()
                 positions.append(Position(f"stage{stage}_{layer}", depends))
@@ -92,7 +92,9 @@ class MobileNetV3Space(SearchSpace):
             if len(config[name]) != stages:
                 raise SpaceError(f"{name} needs one value per stage ({stages}), got {config[name]}")
         if len(config["head_widths"]) != 2:
-            raise SpaceError(f"head_widths needs two values (final expansion, hidden layer), got {config['head_widths']}")
+            raise SpaceError(
+                f"head_widths needs two values (final expansion, hidden layer), got {config['head_widths']}"
+            )
         for name in ("resolutions", "depths", "kernels", "expands", "stage_widths", "stage_strides", "head_widths"):
             if not config[name] or any(not isinstance(value, int) or value < 1 for value in config[name]):
                 raise SpaceError(f"{name} needs positive integers, got {config[name]}")
@@ -105,7 +107,7 @@ class MobileNetV3Space(SearchSpace):
             raise SpaceError(f"width_mults must be above 0 (at most 16), got {config['width_mults']}")
 
     def _width(self, channels: int, option: int) -> int:
-        return make_divisible(channels * self.slots[1].options[option])  # type: ignore[operator]
+        return make_divisible(channels * self._config["width_mults"][option])
 
     def _size(self, stage: int, option: int) -> int:
         """Input size of a stage: -1 is the stem's output."""
@@ -166,4 +168,6 @@ class MobileNetV3Space(SearchSpace):
 
     def build(self, arch: Arch) -> nn.Module:
         """The network as a sequence of its blocks' modules."""
-        return nn.Sequential(OrderedDict((position.name, block.module()) for position, block in self.placed_blocks(arch)))
+        return nn.Sequential(
+            OrderedDict((position.name, block.module()) for position, block in self.placed_blocks(arch))
+        )

@@ -1,12 +1,14 @@
 """What a killed training goes on from: one file, replaced as a whole after every epoch.
 
 A checkpoint carries the identity of its training (network, data, settings). One of another training, or one that
-cannot be read, is not used: the training starts anew, and the log says why.
+cannot be read, is not used: the training starts anew, and the log says why. The file is the SHA-256 of what
+`torch.save` wrote, then that: torch itself would not notice a flipped bit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -31,8 +33,11 @@ def save_checkpoint(path: Path, identity: str, state: Mapping[str, Any]) -> None
     """Write `state` (tensors, numbers, strings and containers of them) so that `path` is never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
+    content = io.BytesIO()
+    torch.save({"identity": identity, **state}, content)
     with unfinished.open("wb") as file:
-        torch.save({"identity": identity, **state}, file)
+        file.write(hashlib.sha256(content.getbuffer()).digest())
+        file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
@@ -43,7 +48,10 @@ def load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError("its checksum is wrong")
+        state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
         found = state["identity"]
     except Exception as error:  # a damaged file fails in any of a dozen ways inside pickle, zip and torch
         _log.warning("checkpoint %s cannot be read (%s: %s); training starts anew", path, type(error).__name__, error)

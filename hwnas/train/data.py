@@ -134,7 +134,7 @@ def load_data(
     kind, _, text = source.partition(":")
     if kind not in SOURCES:
         path = Path(source).expanduser()
-        kind, text = "npz" if path.suffix == ".npz" else "folder" if path.is_dir() else "", source
+        kind, text = "npz" if path.suffix == ".npz" else "folder" if source and path.is_dir() else "", source
     if kind not in SOURCES:
         raise DataError(
             f"data source {source!r} is neither a folder nor a .npz file nor one of: "

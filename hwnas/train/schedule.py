@@ -14,7 +14,7 @@ from torch import nn
 
 OptimizerName = Literal["sgd", "adamw"]
 # peak learning rate at 64 images a batch, and weight decay
-DEFAULTS: dict[OptimizerName, tuple[float, float]] = {"sgd": (0.1, 5e-4), "adamw": (3e-3, 0.05)}
+DEFAULTS: dict[OptimizerName, tuple[float, float]] = {"sgd": (0.2, 5e-4), "adamw": (0.01, 0.05)}
 
 
 def build_optimizer(

@@ -1,3 +1,3 @@
-"""hwprof: measures model files on a device. Knows nothing of architecture search; needs only the runtime it measures."""
+"""hwprof: measures model files on a device. Knows nothing of architecture search."""
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
     -> {"job": "open", "target": {...}}
     <- {"event": "ready", "identity": {...}, "state": {...}, "versions": {...}}
-    -> {"job": "group", "models": {"name": "file"}, "anchors": {"name": "file"}, "plan": {...}, "nodes": false, "seed": 0}
+    -> {"job": "group", "models": {"name": "file"}, "anchors": {"name": "file"}, "plan": {...}, "nodes": false, ...}
     <- {"event": "sweep", "done": 1}                      progress, after every sweep
     <- {"event": "result", "name": ..., "ratio": ..., ...} one line per model
     <- {"event": "done", "anchor_ms": [...], "seconds": ..., "state": {...}, ...}
@@ -26,7 +26,7 @@ from typing import Any, TextIO
 from hwprof import __version__, host
 from hwprof.errors import HwprofError, MeasurementError, TargetError
 from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime
-from hwprof.target import Plan, Target, plan_from_json, target_from_json
+from hwprof.target import Target, plan_from_json, target_from_json
 from hwprof.timing import GroupTiming, interquartile_mean, time_group
 
 Message = dict[str, Any]
@@ -115,7 +115,12 @@ class Agent:
         yield from progress
         for name in models:
             timing = group.timing(name, plan)
-            yield {"event": "result", "name": name, **asdict(timing), "nodes": _node_ratios(name, group, profiles[name])}
+            yield {
+                "event": "result",
+                "name": name,
+                **asdict(timing),
+                "nodes": _node_ratios(name, group, profiles[name]),
+            }
         yield {
             "event": "done",
             "anchor_ms": group.anchor_ms,
@@ -139,8 +144,12 @@ def _node_ratios(name: str, group: GroupTiming, profile: NodeProfile | None) -> 
         run = first + visit.runs
         scaled += [[us * 1e-3 / anchor_ms for us in times] for times in profile.us[first:run]]
     if run != len(profile.us):
-        raise MeasurementError(f"{name}: the profiler recorded {len(profile.us)} runs of {run}; profile fewer per group")
-    return [(node, interquartile_mean(times)) for node, times in zip(profile.names, zip(*scaled, strict=True), strict=True)]
+        raise MeasurementError(
+            f"{name}: the profiler recorded {len(profile.us)} runs of {run}; profile fewer per group"
+        )
+    return [
+        (node, interquartile_mean(times)) for node, times in zip(profile.names, zip(*scaled, strict=True), strict=True)
+    ]
 
 
 def _parse(line: str) -> Message:

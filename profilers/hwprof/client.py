@@ -159,9 +159,8 @@ class AgentClient:
         except (ValueError, KeyError, TypeError) as error:
             raise DeviceError(f"the agent on {self._target.device} answered {line[:200]!r}, not a message") from error
         if event == "error":
-            kind = getattr(errors, str(message.get("kind")), None)
-            known = isinstance(kind, type) and issubclass(kind, HwprofError)
-            raise (kind if known else HwprofError)(str(message.get("message")))
+            kind = getattr(errors, str(message.get("kind")), HwprofError)
+            raise kind(str(message.get("message")))
         return dict(message)
 
     def _death(self) -> DeviceError:

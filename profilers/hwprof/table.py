@@ -54,7 +54,7 @@ class Model:
 class Validation:
     """How well whole models are predicted: mean and largest |predicted / measured - 1| over `models` held-out models.
 
-    `noise_floor` is the mean |second session / first session - 1| of the same models: nothing predicts better than that.
+    `noise_floor` is the mean |second session / first session - 1| of the same models: nothing predicts better.
     """
 
     models: int
@@ -89,7 +89,8 @@ class LatencyTable:
             differences += _differences(self.fingerprint, fingerprint)
         if differences:
             raise TableError(
-                f"the latency table is of another target: {'; '.join(differences)}. Profile this target instead: hwnas profile"
+                f"the latency table is of another target: {'; '.join(differences)}. "
+                "Profile this target instead: hwnas profile RECIPE"
             )
 
 
@@ -120,7 +121,9 @@ def dump_table(table: LatencyTable) -> str:
     }
     lines = "\n" + ",\n".join(f" {json.dumps(key)}: {_lines(value)}" for key, value in head.items())
     models = ",\n".join("  " + json.dumps(_rounded(asdict(model))) for model in table.models)
-    rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(_rounded(asdict(row)))}" for key, row in sorted(table.rows.items()))
+    rows = ",\n".join(
+        f"  {json.dumps(key)}: {json.dumps(_rounded(asdict(row)))}" for key, row in sorted(table.rows.items())
+    )
     body = f'{lines},\n "models": [\n{models}\n ],\n "rows": {{\n{rows}\n }}'
     return f'{{{body},\n "checksum": "{_checksum(body)}"\n}}\n'
 
@@ -163,9 +166,11 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
     except ValueError as error:
         if isinstance(error, TableError):
             raise
-        raise TableError(f"{source} is truncated or not a latency table: {error}. Profile again, or restore the file") from error
+        raise TableError(
+            f"{source} is truncated or not a latency table: {error}. Profile again, or restore the file"
+        ) from error
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise TableError(f"{source} is not a latency table: it has no \"schema\": \"{SCHEMA}\"")
+        raise TableError(f'{source} is not a latency table: it has no "schema": "{SCHEMA}"')
     if values.get("version") != VERSION:
         raise TableError(
             f"{source} has schema version {values.get('version')!r}, this hwprof reads {VERSION}; "
@@ -173,7 +178,9 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
         )
     body, found, _ = text.partition(',\n "checksum": ')
     if not found or values.get("checksum") != _checksum(body[1:]):
-        raise TableError(f"{source} was changed or damaged after it was written (its checksum does not hold); profile again")
+        raise TableError(
+            f"{source} was changed or damaged after it was written (its checksum does not hold); profile again"
+        )
     try:
         table = LatencyTable(
             target=target_from_json(values["target"]),

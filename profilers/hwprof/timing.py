@@ -130,9 +130,7 @@ def _visit(session: Session, plan: Plan, clock: Clock) -> Visit:
     walls: list[int] = []
     cpus: list[int] = []
     begin = clock.wall()
-    while len(walls) < plan.min_runs or (
-        len(walls) < plan.max_runs and (clock.wall() - begin) * 1e-6 < plan.visit_ms
-    ):
+    while len(walls) < plan.min_runs or (len(walls) < plan.max_runs and (clock.wall() - begin) * 1e-6 < plan.visit_ms):
         cpu_start = clock.cpu() if clock.cpu else 0
         start = clock.wall()
         session.run()

@@ -102,7 +102,10 @@ def _load_split(path: Path, names: Sequence[str], image_size: int | None, like: 
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        members = sorted(file for file in (path / name).rglob("*") if file.suffix.lower() in _SUFFIXES)
+        found = (path / name).rglob("*")
+        members = sorted(
+            file for file in found if file.suffix.lower() in _SUFFIXES and file.name[0] != "." and file.is_file()
+        )
         if not members and (like is None or (path / name).is_dir()):
             raise DataError(f"class folder {path / name} has no images; expected files like {sorted(_SUFFIXES)}")
         files += members

@@ -37,7 +37,9 @@ class OnnxRuntime:
 
     def load(self, path: Path, target: Target, *, profile_nodes: bool) -> OnnxModel:
         if target.optimisation not in LEVELS:
-            raise TargetError(f"onnxruntime has no optimisation level {target.optimisation!r}; it has {', '.join(LEVELS)}")
+            raise TargetError(
+                f"onnxruntime has no optimisation level {target.optimisation!r}; it has {', '.join(LEVELS)}"
+            )
         return OnnxModel(path, target, profile_nodes)
 
 
@@ -82,9 +84,13 @@ class OnnxModel:
 
 def _images(value: Any, target: Target) -> np.ndarray[Any, Any]:
     """Random inputs; a dynamic first dimension is the batch, any other dynamic dimension cannot be guessed."""
-    shape = [target.batch if axis == 0 and not isinstance(extent, int) else extent for axis, extent in enumerate(value.shape)]
+    shape = [
+        target.batch if axis == 0 and not isinstance(extent, int) else extent for axis, extent in enumerate(value.shape)
+    ]
     if not all(isinstance(extent, int) and extent > 0 for extent in shape) or value.type not in _DTYPES:
-        raise MeasurementError(f"input {value.name} of shape {value.shape}, type {value.type}: only the batch may be dynamic")
+        raise MeasurementError(
+            f"input {value.name} of shape {value.shape}, type {value.type}: only the batch may be dynamic"
+        )
     if shape and shape[0] != target.batch:
         raise MeasurementError(f"input {value.name} has batch {shape[0]}, the target has batch {target.batch}")
     return np.random.default_rng(0).standard_normal(shape).astype(_DTYPES[value.type])

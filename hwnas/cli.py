@@ -1,0 +1,281 @@
+"""The command line: `hwnas profile | search | export | run | report | new | devices | spaces`.
+
+Results go to standard output (as JSON with --json), progress and errors to standard error. Exit codes: 0 done, 1 an
+error that the message explains, 2 wrong usage, 130 interrupted (run the same command again to go on).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBars
+from rich.table import Table
+from rich.text import Text
+
+from hwnas import __version__
+from hwnas.errors import HwnasError
+from hwprof.errors import HwprofError
+
+if TYPE_CHECKING:
+    from hwnas.run import Run
+
+# Idle OpenMP threads that spin take the core from what is being trained or measured; torch reads this when imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out, err = Console(), Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (TOML); write one with: hwnas new.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; an older result is moved aside, not deleted.")]
+
+
+def main() -> None:
+    """Run the command line; every error that is ours ends in one message and exit code 1."""
+    try:
+        app()
+    except (HwnasError, HwprofError) as error:
+        err.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        sys.exit(130)
+    except OSError as error:
+        # A full disk, a folder that cannot be written: nothing that was finished is lost.
+        err.print(
+            Text(f"error: {error}; the same command goes on from here once that is mended", style="red"), soft_wrap=True
+        )
+        sys.exit(1)
+
+
+@app.command(epilog="Example: hwnas profile pipelines/quickstart.toml")
+def profile(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Measure the target of a recipe and write its latency table; goes on where it was stopped."""
+    from hwnas.pipeline import profile_stage
+
+    with _run(recipe) as run:
+        result = profile_stage(run, fresh=fresh)
+    facts = result.table.provenance
+    if as_json:
+        validation = asdict(result.table.validation) if result.table.validation else None
+        _print_json(
+            {
+                "path": str(result.path),
+                "reused": result.reused,
+                "rows": len(result.table.rows),
+                "validation": validation,
+            }
+        )
+        return
+    table = Table(
+        title="Already measured (--fresh measures anew)" if result.reused else "Measured", title_justify="left"
+    )
+    table.add_column("Latency table")
+    table.add_column(str(result.path), overflow="fold")
+    for name, value in result.table.fingerprint.items():
+        table.add_row(Text(name), Text(value))
+    estimated = sum(row.origin == "estimated" for row in result.table.rows.values())
+    table.add_row("blocks", f"{len(result.table.rows)}, {estimated} of them estimated")
+    table.add_row("networks profiled", str(facts.get("profiled_networks")))
+    table.add_row("device time", f"{facts.get('device_seconds')} s")
+    if (validation_ := result.table.validation) is not None:
+        table.add_row(
+            f"error on {validation_.models} unseen networks",
+            f"{validation_.mean_error:.1%} mean, {validation_.max_error:.1%} largest",
+        )
+        table.add_row("noise floor", f"{validation_.noise_floor:.1%} (the same networks measured again)")
+    out.print(table)
+
+
+@app.command(epilog="Example: hwnas search pipelines/quickstart.toml")
+def search(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Search under the latency table, train the finalists; goes on where it was stopped."""
+    from hwnas.pipeline import search_stage, train_study
+    from hwnas.search.study import recorded
+    from hwnas.space import format_arch
+
+    with _run(recipe, fresh) as run:
+        run.open_folder()
+        front = search_stage(run)
+        trials = recorded(train_study(run))
+    rows = [
+        {
+            "network": run.network_name(arch),
+            "valid_accuracy_percent": trials[arch].values[0],
+            "predicted_ms": trials[arch].values[1],
+            "arch": format_arch(arch),
+        }
+        for arch in front
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(title=f"Front of {len(trials)} trained networks", title_justify="left")
+    for heading in ("Network", "Accuracy %\n(validation)", "Predicted\nms"):
+        table.add_column(heading, justify="left" if heading == "Network" else "right")
+    for row in rows:
+        table.add_row(row["network"], f"{row['valid_accuracy_percent']:.1f}", f"{row['predicted_ms']:.3g}")
+    out.print(table)
+    out.print(f"next: hwnas export {recipe}", soft_wrap=True)
+
+
+@app.command(epilog="Example: hwnas export pipelines/quickstart.toml")
+def export(recipe: RecipePath, as_json: Json = False) -> None:
+    """Export the front of a finished search as ONNX, check the files and measure them again on the target."""
+    from hwnas.pipeline import export_stage
+
+    with _run(recipe) as run:
+        summary = export_stage(run)
+    _print_summary(summary, run.folder, as_json)
+
+
+@app.command(epilog="Example: hwnas run pipelines/quickstart.toml")
+def run(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Profile, search and export in one go; goes on where it was stopped."""
+    from hwnas.pipeline import run_all
+
+    with _run(recipe, fresh) as current:
+        summary = run_all(current)
+    _print_summary(summary, current.folder, as_json)
+
+
+@app.command(epilog="Example: hwnas report runs/quickstart")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")], as_json: Json = False
+) -> None:
+    """Write the report of a finished run again and show its front."""
+    from hwnas.pipeline import report_stage
+
+    _print_summary(report_stage(folder), folder, as_json)
+
+
+@app.command(epilog="Example: hwnas new my.toml && hwnas run my.toml")
+def new(path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.")]) -> None:
+    """Write a commented recipe to start from."""
+    from hwnas.errors import RecipeError
+    from hwnas.recipe import new_recipe
+
+    if path.exists():
+        raise RecipeError(f"{path} is there already; choose another name, or delete it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(new_recipe(path), encoding="utf-8")
+    out.print(f"wrote {path}; run it with: hwnas run {path}", soft_wrap=True)
+
+
+@app.command(epilog="Example: hwnas devices --json")
+def devices(as_json: Json = False) -> None:
+    """List the devices and runtimes that can be measured from here, and why not."""
+    from hwprof.devices import DEVICES, make_device
+    from hwprof.inventory import reachable
+
+    found = [facts for name in DEVICES for facts in reachable(name, make_device(name))]
+    if as_json:
+        _print_json(found)
+        return
+    table = Table()
+    for heading in ("Device", "Runtime", "State", "Machine"):
+        table.add_column(heading, overflow="fold")
+    for facts in found:
+        table.add_row(*(Text(str(facts[key])) for key in ("device", "runtime", "state", "machine")))
+    out.print(table)
+
+
+@app.command(epilog="Example: hwnas spaces mobilenetv3")
+def spaces(
+    name: Annotated[str | None, typer.Argument(help="A space, to see its slots and arguments.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the search spaces, or the arguments of one with their defaults."""
+    from hwnas.spaces import SPACES, make_space, space_arguments
+
+    listed: dict[str, dict[str, Any]] = {}
+    for each in SPACES if name is None else [name]:
+        space = make_space(each, {})
+        listed[each] = {"slots": len(space.slots), "size": float(space.size), "arguments": space_arguments(each)}
+    if as_json:
+        _print_json(listed)
+        return
+    for each, facts in listed.items():
+        table = Table(title=f"{each}: {facts['slots']} slots, {facts['size']:.3g} combinations", title_justify="left")
+        table.add_column("Argument")
+        table.add_column("Default", overflow="fold")
+        for argument, default in facts["arguments"].items():
+            table.add_row(argument, Text(json.dumps(default)))
+        out.print(table)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Hardware-aware neural architecture search: profile a device, search under its latency, export and re-measure."""
+
+
+@contextmanager
+def _run(path: Path, fresh: bool = False) -> Iterator[Run]:
+    """The run of a recipe, with progress bars while it works."""
+    from hwnas.recipe import load_recipe
+
+    recipe = load_recipe(path)
+    bars = ProgressBars(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
+    )
+    with bars:
+        loading = bars.add_task("load torch", total=None)
+        from hwnas.run import Run
+
+        bars.remove_task(loading)
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int, /) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+            if done >= total:
+                bars.stop_task(tasks[stage])
+
+        current = Run(recipe, path.read_text(encoding="utf-8"), progress=progress)
+        if fresh and (old := current.move_away()) is not None:
+            err.print(f"the older run is now {old}")
+        yield current
+
+
+def _print_summary(summary: Any, folder: Path, as_json: bool) -> None:
+    from hwnas.report.terminal import front_table
+    from hwnas.report.wording import verdict
+
+    if as_json:
+        out.file.write(summary.to_json())
+        return
+    out.print(front_table(summary))
+    out.print(verdict(summary))
+    for warning in summary.warnings:
+        out.print(Text(f"warning: {warning}", style="yellow"))
+    out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    out.file.write(json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,28 @@
+"""What travels with an exported file: metadata inside it, and the same facts as a JSON file beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hwprof.files import write_atomic
+
+
+def metadata_of(card: Mapping[str, Any]) -> dict[str, str]:
+    """A card as metadata properties of a model file: every value as text (JSON where it is not text already)."""
+    return {
+        f"hwnas.{key}": value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+        for key, value in card.items()
+    }
+
+
+def write_card(card: Mapping[str, Any], file: Path) -> Path:
+    """Write FILE.json beside an exported file, with the file's size and SHA-256; the path written."""
+    data = file.read_bytes()
+    facts = {**card, "file": file.name, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    path = file.with_name(file.name + ".json")
+    write_atomic(path, json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    return path

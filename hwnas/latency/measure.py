@@ -1,0 +1,92 @@
+"""Measures model files beside a table's anchors, so that the numbers stand on the table's scale."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwnas.errors import PredictorError
+from hwnas.latency.graph import write_graph
+from hwnas.space import SearchSpace, parse_arch
+from hwprof.client import AgentClient
+from hwprof.devices import Device
+from hwprof.table import LatencyTable, Model
+from hwprof.target import Plan
+from hwprof.timing import geometric_mean
+
+# A result's interval is this many standard errors to each side: 95% for a normal error.
+STANDARD_ERRORS = 1.96
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latency of a file on the anchors' scale with its 95% interval, the plain wall time, and why not if refused.
+
+    `anchor_drift` is how much slower (above 0) the anchors ran now than when the table was made.
+    """
+
+    name: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    wall_ms: float
+    anchor_drift: float
+    refused: str | None
+
+
+def anchor_scale(anchors: Sequence[Model]) -> float:
+    """The ms that a ratio of 1 stands for: the geometric mean of the anchors' latencies in the table."""
+    if not anchors:
+        raise PredictorError("the latency table has no anchors, so nothing can be put on its scale; profile again")
+    return geometric_mean([anchor.ms for anchor in anchors])
+
+
+def measure_files(
+    files: Mapping[str, Path],
+    space: SearchSpace,
+    table: LatencyTable,
+    device: Device,
+    *,
+    plan: Plan | None = None,
+    attempts: int = 3,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Measured]:
+    """Measure model files of the table's target, each beside the table's anchors; refused ones up to `attempts` times.
+
+    Raises TableError if this machine is not the table's, DeviceError if the device goes away, MeasurementError if a
+    file cannot be run.
+    """
+    plan = plan or Plan()
+    scale = anchor_scale(table.anchors)
+    measured: dict[str, Measured] = {}
+    with AgentClient(device, table.target) as client, tempfile.TemporaryDirectory(prefix="hwnas-anchors-") as folder:
+        table.require_target(table.target, client.fingerprint)
+        anchors = {}
+        for number, anchor in enumerate(table.anchors):
+            anchors[f"anchor {anchor.name}"] = path = Path(folder) / f"{number}.onnx"
+            write_graph(space, parse_arch(anchor.name), table.target.batch, path)
+        for attempt in range(attempts):
+            pending = {name: path for name, path in files.items() if name not in measured or measured[name].refused}
+            names = list(pending)
+            for start in range(0, len(names), GROUP):
+                progress(len(files) - len(names) + start, len(files))
+                company = {name: pending[name] for name in names[start : start + GROUP]}
+                group = client.measure(company, anchors, plan, seed=attempt)
+                drift = _drift(group.anchors, table.anchors)
+                for result in group.results:
+                    ms, margin = result.ratio * scale, STANDARD_ERRORS * result.standard_error
+                    measured[result.name] = Measured(
+                        result.name, ms, ms * (1 - margin), ms * (1 + margin), result.wall_ms, drift, result.refused
+                    )
+        progress(len(files), len(files))
+    return measured
+
+
+GROUP = 8
+
+
+def _drift(times: Mapping[str, Sequence[float]], anchors: Sequence[Model]) -> float:
+    now = geometric_mean([sorted(values)[len(values) // 2] for values in times.values()])
+    return now / anchor_scale(anchors) - 1

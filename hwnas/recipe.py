@@ -1,0 +1,258 @@
+"""Recipes: a TOML file that says what to profile, search, train and export, checked before anything runs.
+
+Every key has a default and a unit in its name or its value; an unknown key, a wrong type or a wrong unit is one message
+that names the key, the value and what is accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
+
+from hwnas.errors import RecipeError
+from hwprof.errors import HwprofError
+from hwprof.target import Target, target_from_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def parse_ms(value: object) -> float:
+    """Milliseconds from text like '2 ms', '800 us' or '0.01 s'. Raises ValueError on anything else."""
+    match = (
+        re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Zµ]+)\s*", value)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None:
+        raise ValueError('write a number with its unit, like "2 ms"')
+    number, unit = float(match.group(1)), match.group(2).replace("µs", "us")
+    if unit not in _MILLISECONDS:
+        raise ValueError(f"the unit {unit!r} is not a time; use us, ms or s")
+    if number <= 0:
+        raise ValueError("must be above zero")
+    return number * _MILLISECONDS[unit]
+
+
+Milliseconds = Annotated[float, BeforeValidator(parse_ms), PlainSerializer(lambda ms: f"{ms:g} ms")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TargetSection(_Section):
+    """[target]: the device and the runtime that the networks are for."""
+
+    device: str = "local"
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
+    batch: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    optimisation: Literal["all", "extended", "basic", "none"] = "all"
+
+    def target(self) -> Target:
+        """The target as hwprof knows it."""
+        return target_from_json(self.model_dump())
+
+
+class SpaceSection(_Section):
+    """[space]: name of a search space; every other key is an argument of that space."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "mobilenetv3"
+
+    def arguments(self) -> dict[str, Any]:
+        """The space's own arguments."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class DataSection(_Section):
+    """[data]: images and labels (see hwnas.train.data)."""
+
+    source: str = "digits"
+    root: str = "data"
+    image_size: int | None = Field(default=None, ge=1)
+    valid_fraction: float = Field(default=0.1, gt=0, lt=1)
+
+
+class ProfileSection(_Section):
+    """[profile]: how much is measured, and where tables are kept."""
+
+    tables: str = "latency_tables"
+    table: str | None = None
+    networks: int = Field(default=0, ge=0)
+    fit: int = Field(default=12, ge=3)
+    held_out: int = Field(default=24, ge=9)  # the interval of a prediction, 90%, needs nine
+
+
+class SearchSection(_Section):
+    """[search]: what is searched for, and how long."""
+
+    latency: Milliseconds | None = None
+    score: str = "naswot"
+    sampler: str = "surrogate"
+    evaluations: int = Field(default=120, ge=8)
+    finalists: int = Field(default=5, ge=1)
+    score_batch: int = Field(default=32, ge=2)
+
+
+class TrainSection(_Section):
+    """[train]: how the finalists are trained (see hwnas.train.loop)."""
+
+    epochs: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float | None = Field(default=None, gt=0)
+    augment: Literal["none", "crop", "crop_flip"] = "crop"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    max_seconds: float | None = Field(default=None, gt=0)
+
+    @field_validator("learning_rate", "max_seconds", mode="before")
+    @classmethod
+    def _whole_numbers_are_numbers(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Recipe(_Section):
+    """A whole recipe. `runs` is the folder in which the run's own folder, named like the recipe, is made."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    seed: int = Field(default=0, ge=0)
+    runs: str = "runs"
+    target: TargetSection = TargetSection()
+    space: SpaceSection = SpaceSection()
+    data: DataSection = DataSection()
+    profile: ProfileSection = ProfileSection()
+    search: SearchSection = SearchSection()
+    train: TrainSection = TrainSection()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return Path(self.runs) / self.name
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe. Raises RecipeError with the key, the value and the fix."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no recipe at {path}; write one with: hwnas new {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, source: str = "the recipe") -> Recipe:
+    """A recipe from its TOML text; `source` names it in errors."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{source} is not valid TOML: {error}") from error
+    try:
+        recipe = Recipe.model_validate(values)
+        recipe.target.target()
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(source, dict(problem)) for problem in error.errors())) from None
+    except HwprofError as error:
+        raise RecipeError(f"{source}: {error}") from error
+    return recipe
+
+
+def _explain(source: str, problem: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    value = problem["input"]
+    if problem["type"] == "missing":
+        return f"{source}: the key {key} is missing"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"{source}: unknown key {key} = {value!r}; {hint}"
+    message = re.sub("^Value error, ", "", str(problem["msg"]))
+    return f"{source}: {key} = {value!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(path: tuple[Any, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def changed_keys(old: Recipe, new: Recipe) -> list[str]:
+    """The dotted keys in which two recipes differ."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+TEMPLATE = """\
+# A recipe: what to profile, search, train and export. Run it with
+#     hwnas run {path}
+# Lines that begin with # show other choices; every key may be left out.
+
+name = "{name}"        # the run's folder is runs/{name}
+seed = 0               # same seed, same table: same front
+
+[target]               # what the networks are for
+device = "local"       # this machine
+runtime = "onnxruntime"
+precision = "fp32"
+batch = 1              # images of one inference
+threads = 1            # of one inference
+
+[data]                 # images and labels
+source = "digits"      # scikit-learn's digits: real images that need no download
+# source = "torchvision:CIFAR10"     # any classification data set of torchvision, kept in root
+# source = "folder:path/to/images"   # train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png
+# source = "npz:path/to/arrays.npz"  # x_train, y_train, x_test, y_test
+root = "data"
+
+[space]                # the networks to choose from; classes and channels come from the data
+name = "mobilenetv3"   # hwnas spaces lists them, with their arguments
+resolutions = [16, 24, 32]
+depths = [1, 2, 3]
+stem_width = 16
+stem_stride = 1
+stage_widths = [16, 24, 40, 48, 64]
+stage_strides = [2, 2, 2, 1, 1]
+head_widths = [256, 256]
+
+[profile]              # measuring the target: the latency table
+tables = "latency_tables"
+networks = 10          # random networks to profile; 0: every block of the space is measured (slower, more exact)
+# table = "latency_tables/some-device/table.json"   # use this table, measured elsewhere, and profile nothing
+
+[search]
+# latency = "1 ms"     # a hard limit: nothing predicted above it is trained
+score = "naswot"       # how untrained networks are ranked: naswot, zen, macs, params
+sampler = "surrogate"  # or any sampler of Optuna by name, e.g. "TPESampler"
+evaluations = 120      # networks to score
+finalists = 5          # networks to train
+
+[train]
+epochs = 12
+batch_size = 64
+"""
+
+
+def new_recipe(path: Path) -> str:
+    """The text of a commented recipe, named after its file."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "recipe"
+    return TEMPLATE.format(path=path, name=name)

@@ -1,0 +1,162 @@
+"""The run folder, and what a recipe's run is made of.
+
+runs/<name>/recipe.toml      what was run, as text
+runs/<name>/journal.log      Optuna studies: "score" (zero-shot) and "train" (the trained finalists)
+runs/<name>/weights/         a file for each trained network
+runs/<name>/export/          an ONNX file and its JSON for each network of the front
+runs/<name>/summary.json     what the report shows
+runs/<name>/report.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from hwnas.errors import RunError
+from hwnas.latency.index import BlockIndex
+from hwnas.latency.predict import AdditivePredictor
+from hwnas.progress import Progress, silent
+from hwnas.recipe import Recipe, changed_keys, parse_recipe
+from hwnas.space import Arch, SearchSpace, format_arch
+from hwnas.spaces import make_space, space_arguments
+from hwnas.train.data import ImageData, load_data
+from hwprof.client import AgentClient
+from hwprof.devices import Device, make_device
+from hwprof.files import write_atomic
+from hwprof.host import device_slug
+from hwprof.table import LatencyTable, read_table
+from hwprof.target import Target
+
+
+class Run:
+    """A recipe's run: what it is made of is loaded when it is first asked for.
+
+    Raises RunError if the folder holds a run of another recipe.
+    """
+
+    def __init__(self, recipe: Recipe, recipe_text: str, *, progress: Progress = silent) -> None:
+        self.recipe, self.recipe_text, self.progress = recipe, recipe_text, progress
+        self.folder = recipe.folder
+
+    def open_folder(self) -> None:
+        """Make the run folder, or check that the one that is there belongs to this recipe."""
+        path = self.folder / "recipe.toml"
+        if path.exists():
+            changed = changed_keys(parse_recipe(path.read_text(encoding="utf-8"), str(path)), self.recipe)
+            if changed:
+                raise RunError(
+                    f"{self.folder} holds a run of another recipe ({', '.join(changed)} changed); "
+                    "give this one another name, or move the old run away with --fresh"
+                )
+        else:
+            write_atomic(path, self.recipe_text)
+
+    def move_away(self) -> Path | None:
+        """Rename an existing run folder, so that the run begins anew and nothing is lost; its new path."""
+        if not self.folder.exists():
+            return None
+        for number in range(1, 10_000):
+            target = self.folder.with_name(f"{self.folder.name}.{number}")
+            if not target.exists():
+                return self.folder.rename(target)
+        raise RunError(f"{self.folder} has been moved away 9999 times; delete some of them")
+
+    @cached_property
+    def data(self) -> ImageData:
+        section = self.recipe.data
+        size = section.image_size
+        if size is None and section.source.startswith("folder:"):
+            size = self._make_space(2, 3).largest_input[1]  # its files may differ in size; nothing larger is of use
+        return load_data(
+            section.source,
+            root=Path(section.root),
+            image_size=size,
+            valid_fraction=section.valid_fraction,
+            seed=self.recipe.seed,
+        )
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space; classes and channels come from the data unless the recipe gives them."""
+        given = self.recipe.space.arguments()
+        if {"num_classes", "in_channels"} <= set(given):
+            return make_space(self.recipe.space.name, given)
+        return self._make_space(self.data.num_classes, self.data.channels)
+
+    def _make_space(self, num_classes: int, in_channels: int) -> SearchSpace:
+        known = space_arguments(self.recipe.space.name)
+        from_data = {"num_classes": num_classes, "in_channels": in_channels}
+        derived = {key: value for key, value in from_data.items() if key in known}
+        return make_space(self.recipe.space.name, {**derived, **self.recipe.space.arguments()})
+
+    @cached_property
+    def target(self) -> Target:
+        return self.recipe.target.target()
+
+    @cached_property
+    def device(self) -> Device:
+        return make_device(self.target.device)
+
+    @cached_property
+    def table_path(self) -> Path:
+        """Where the table of this target and space is: given, the only one there is, or the one of this machine."""
+        if self.recipe.profile.table is not None:
+            return Path(self.recipe.profile.table)
+        found = sorted(Path(self.recipe.profile.tables).glob(f"*/{self._table_name}"))
+        return found[0] if len(found) == 1 else self.own_table_path
+
+    @cached_property
+    def own_table_path(self) -> Path:
+        """The table of the machine that the target's device is now."""
+        with AgentClient(self.device, self.target) as client:
+            machine = device_slug(client.ready["identity"])
+        return Path(self.recipe.profile.tables) / machine / self._table_name
+
+    @property
+    def _table_name(self) -> str:
+        space = json.dumps([self.space.name, dict(self.space.config)], sort_keys=True)
+        networks = self.recipe.profile.networks
+        quick = f"-quick{networks}" if networks else ""
+        digest = hashlib.sha256(space.encode()).hexdigest()[:8]
+        return f"{self.target.slug()}-{self.space.name}-{digest}{quick}.json"
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        """The latency table. Raises TableError if it is not there, damaged, or of another target."""
+        table = read_table(self.table_path)
+        table.require_target(self.target)
+        return table
+
+    @cached_property
+    def predictor(self) -> AdditivePredictor:
+        return AdditivePredictor(self.space, self.table)
+
+    @cached_property
+    def index(self) -> BlockIndex:
+        return self.predictor.index
+
+    def network_name(self, arch: Arch) -> str:
+        """A short name for files and tables, the same in every run."""
+        return f"{self.space.name}-{hashlib.sha256(format_arch(arch).encode()).hexdigest()[:6]}"
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the stage's seconds to the run's record, also when it is interrupted."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.seconds()
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - begin, 1)
+            write_atomic(self.folder / "seconds.json", json.dumps(seconds) + "\n")
+
+    def seconds(self) -> dict[str, float]:
+        """Wall seconds spent so far, by stage."""
+        path = self.folder / "seconds.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}

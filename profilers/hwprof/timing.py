@@ -76,13 +76,17 @@ class GroupTiming:
     def drift(self) -> float:
         """How much the anchors' time changed from the first to the second half of the sweeps, as a fraction."""
         half = len(self.anchor_ms) // 2
-        return abs(statistics.median(self.anchor_ms[half:]) / statistics.median(self.anchor_ms[:half]) - 1)
+        first, second = statistics.median(self.anchor_ms[:half]), statistics.median(self.anchor_ms[half:])
+        return abs(second / first - 1) if first > 0 else math.inf
 
     def timing(self, name: str, plan: Plan) -> Timing:
         """The statistics of one model, with the reason where the numbers are not good enough."""
         visits = self.visits[name]
-        ratios = [visit.ms / anchor for visit, anchor in zip(visits, self.anchor_ms, strict=True)]
-        ratio = statistics.median(ratios)
+        ratios = [
+            visit.ms / anchor if anchor > 0 else 0.0 for visit, anchor in zip(visits, self.anchor_ms, strict=True)
+        ]
+        # One time that is not positive means a broken timer, whatever the other sweeps say.
+        ratio = statistics.median(ratios) if min(ratios) > 0 else 0.0
         error, spread = standard_error(ratios), robust_spread(ratios)
         return Timing(
             ratio=ratio,
@@ -104,7 +108,7 @@ def time_group(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> GroupTiming:
-    """Sweep over models and anchors until every model's standard error is small enough, or `plan.max_sweeps`.
+    """Sweep over models and anchors until no model's numbers would be refused, or `plan.max_sweeps`.
 
     Without anchors (nothing to compare with) ratios are milliseconds.
     """
@@ -137,8 +141,10 @@ def _visit(session: Session, plan: Plan, clock: Clock) -> Visit:
         walls.append(clock.wall() - start)
         cpus.append(clock.cpu() - cpu_start if clock.cpu else 0)
     wall_ms = statistics.median(walls) * 1e-6
-    interrupted = clock.cpu is not None and sum(walls) > INTERRUPTED * sum(cpus)
-    ms = statistics.median(cpus) * 1e-6 if interrupted else wall_ms
+    cpu_ms = statistics.median(cpus) * 1e-6
+    # A CPU clock too coarse to see a run (Windows: 16 ms) tells nothing about it.
+    interrupted = cpu_ms > 0 and sum(walls) > INTERRUPTED * sum(cpus)
+    ms = cpu_ms if interrupted else wall_ms
     return Visit(ms, wall_ms, interrupted, len(walls), plan.warmup_runs)
 
 

@@ -60,6 +60,8 @@ class Plan:
             raise TargetError(f"a plan needs 3 <= sweeps <= max_sweeps, got {self.sweeps} and {self.max_sweeps}")
         if not 1 <= self.min_runs <= self.max_runs:
             raise TargetError(f"a plan needs 1 <= min_runs <= max_runs, got {self.min_runs} and {self.max_runs}")
+        if self.warmup_runs < 0:
+            raise TargetError(f"a plan needs warmup_runs of at least 0, got {self.warmup_runs}")
         for name in ("visit_ms", "max_standard_error", "max_spread", "max_drift"):
             if not getattr(self, name) > 0:
                 raise TargetError(f"a plan needs {name} above 0, got {getattr(self, name)}")

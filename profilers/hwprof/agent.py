@@ -13,12 +13,13 @@ The end of standard input ends the agent, so it never outlives the host that ask
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,97 +46,112 @@ def main() -> None:
 
 def serve(jobs: Iterable[str], answers: TextIO) -> None:
     """Answer every job line. A failing job answers with an error and does not end the agent."""
-    agent = Agent()
+
+    def send(message: Message) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    agent = Agent(send)
     for line in jobs:
         if not line.strip():
             continue
         try:
-            for message in agent.answer(_parse(line)):
-                _send(answers, message)
+            agent.answer(_parse(line))
+        except BrokenPipeError:
+            raise
         except HwprofError as error:
-            _send(answers, {"event": "error", "kind": type(error).__name__, "message": str(error)})
+            send({"event": "error", "kind": type(error).__name__, "message": str(error)})
+        except Exception as error:  # a job with a field missing, or a defect of a runtime: the next job may still do
+            send({"event": "error", "kind": "HwprofError", "message": f"the job failed with {error!r}"})
 
 
 class Agent:
-    """One opened target and the jobs done on it."""
+    """One opened target and the jobs done on it; every answer is passed to `send` as soon as it is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
         self._opened: tuple[Runtime, Target] | None = None
 
-    def answer(self, job: Message) -> Iterator[Message]:
-        """The answers to one job. Raises HwprofError on a job that cannot be done."""
+    def answer(self, job: Message) -> None:
+        """Do one job. Raises HwprofError on a job that cannot be done."""
         if job.get("job") == "open":
             target = target_from_json(job["target"])
             runtime = make_runtime(target.runtime)
             self._opened = runtime, target
-            yield {
-                "event": "ready",
-                "identity": host.identity(),
-                "state": host.state(),
-                "versions": {"hwprof": __version__, **runtime.versions()},
-            }
+            self._send(
+                {
+                    "event": "ready",
+                    "identity": host.identity(),
+                    "state": host.state(),
+                    "versions": {"hwprof": __version__, **runtime.versions()},
+                }
+            )
         elif job.get("job") == "group":
-            yield from self._group(job)
+            self._group(job)
         else:
             raise TargetError(f"unknown job {job.get('job')!r}; known: open, group")
 
-    def _group(self, job: Message) -> Iterator[Message]:
+    def _group(self, job: Message) -> None:
         if self._opened is None:
             raise TargetError("a group came before a target was opened")
         runtime, target = self._opened
         plan = plan_from_json(job["plan"])
-        nodes = bool(job["nodes"])
         begin, stolen, switches = time.perf_counter(), host.stolen_seconds(), host.involuntary_switches()
-        progress: list[Message] = []
         models: dict[str, LoadedModel] = {}
         anchors: dict[str, LoadedModel] = {}
         try:
             for name, file in job["anchors"].items():
                 anchors[name] = runtime.load(Path(file), target, profile_nodes=False)
             for name, file in job["models"].items():
-                models[name] = runtime.load(Path(file), target, profile_nodes=nodes)
-            collecting = gc.isenabled()
-            gc.disable()
-            try:
+                models[name] = runtime.load(Path(file), target, profile_nodes=bool(job["nodes"]))
+            with _no_garbage_collection():
                 group = time_group(
                     models,
                     anchors,
                     plan,
                     clock=runtime.clock(target),
                     seed=int(job["seed"]),
-                    progress=lambda done: progress.append({"event": "sweep", "done": done}),
+                    progress=lambda done: self._send({"event": "sweep", "done": done}),
                 )
-            finally:
-                if collecting:
-                    gc.enable()
-        finally:
-            profiles = {name: model.close() for name, model in models.items()}
-            for anchor in anchors.values():
-                anchor.close()
-        yield from progress
+        except BaseException:
+            for model in (*models.values(), *anchors.values()):
+                with contextlib.suppress(Exception):  # a session that never ran has no profile; the first error counts
+                    model.close()
+            raise
+        profiles = {name: model.close() for name, model in models.items()}
+        for anchor in anchors.values():
+            anchor.close()
         for name in models:
-            timing = group.timing(name, plan)
-            yield {
-                "event": "result",
-                "name": name,
-                **asdict(timing),
-                "nodes": _node_ratios(name, group, profiles[name]),
+            nodes = _node_ratios(name, group, profiles[name])
+            self._send({"event": "result", "name": name, **asdict(group.timing(name, plan)), "nodes": nodes})
+        self._send(
+            {
+                "event": "done",
+                "anchor_ms": group.anchor_ms,
+                "anchors": {name: [visit.ms for visit in group.visits[name]] for name in anchors},
+                "drift": group.drift(),
+                "seconds": time.perf_counter() - begin,
+                "stolen_seconds": host.stolen_seconds() - stolen,
+                "involuntary_switches": host.involuntary_switches() - switches,
+                "state": host.state(),
             }
-        yield {
-            "event": "done",
-            "anchor_ms": group.anchor_ms,
-            "anchors": {name: [visit.ms for visit in group.visits[name]] for name in anchors},
-            "drift": group.drift(),
-            "seconds": time.perf_counter() - begin,
-            "stolen_seconds": host.stolen_seconds() - stolen,
-            "involuntary_switches": host.involuntary_switches() - switches,
-            "state": host.state(),
-        }
+        )
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _node_ratios(name: str, group: GroupTiming, profile: NodeProfile | None) -> list[tuple[str, float]] | None:
     """Each node's time relative to the anchors, in execution order: interquartile mean over all timed runs."""
-    if profile is None:
+    if profile is None or min(group.anchor_ms) <= 0:  # such a group's results are refused
         return None
     scaled: list[list[float]] = []
     run = 0
@@ -160,8 +176,3 @@ def _parse(line: str) -> Message:
     if not isinstance(job, dict):
         raise TargetError(f"a job must be a JSON object, got {type(job).__name__}")
     return job
-
-
-def _send(answers: TextIO, message: Message) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()

@@ -47,6 +47,7 @@ class OnnxModel:
     """A session with its inputs bound."""
 
     def __init__(self, path: Path, target: Target, profile_nodes: bool) -> None:
+        self._name = path.name
         options = ort.SessionOptions()
         options.intra_op_num_threads = target.threads
         options.inter_op_num_threads = 1
@@ -72,7 +73,10 @@ class OnnxModel:
             raise MeasurementError(f"onnxruntime cannot load {path.name}: {error}") from error
 
     def run(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise MeasurementError(f"onnxruntime cannot run {self._name}: {error}") from error
 
     def close(self) -> NodeProfile | None:
         if self._folder is None:

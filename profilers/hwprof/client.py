@@ -75,10 +75,18 @@ class AgentClient:
         self._process = self._device.start_agent()
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._complaints: list[str] = []
-        threading.Thread(target=_pump, args=(self._process, self._lines), daemon=True).start()
-        threading.Thread(target=_collect, args=(self._process, self._complaints), daemon=True).start()
-        self._send({"job": "open", "target": to_json(self._target)})
-        self.ready = self._receive(STARTUP_SECONDS)
+        self._readers = (
+            threading.Thread(target=_pump, args=(self._process, self._lines), daemon=True),
+            threading.Thread(target=_collect, args=(self._process, self._complaints), daemon=True),
+        )
+        for reader in self._readers:
+            reader.start()
+        try:
+            self._send({"job": "open", "target": to_json(self._target)})
+            self.ready = self._receive(STARTUP_SECONDS)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the agent; does nothing if it already ended."""
@@ -92,6 +100,8 @@ class AgentClient:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        for reader in self._readers:
+            reader.join(timeout=2)
         self._process = None
 
     def measure(
@@ -164,6 +174,11 @@ class AgentClient:
         return dict(message)
 
     def _death(self) -> DeviceError:
+        # Its last words and its exit code can come a moment after the end of its answers.
+        self._readers[1].join(timeout=2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process:
+                self._process.wait(timeout=2)
         code = self._process.poll() if self._process else None
         said = " ".join(self._complaints[-5:]).strip() or "nothing on standard error"
         return DeviceError(f"the agent on {self._target.device} ended (exit code {code}): {said}")
@@ -171,7 +186,7 @@ class AgentClient:
 
 def _pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError), process.stdout:
         for line in process.stdout:
             lines.put(line)
     lines.put(None)
@@ -179,7 +194,7 @@ def _pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
 
 def _collect(process: subprocess.Popen[str], complaints: list[str]) -> None:
     assert process.stderr is not None
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError), process.stderr:
         for line in process.stderr:
             complaints.append(line.rstrip())
             del complaints[:-50]

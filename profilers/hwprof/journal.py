@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -39,8 +40,10 @@ class Journal:
             lines = [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
             raise TableError(f"{self.path} is damaged ({error}); delete it to measure anew") from error
+        if not all(isinstance(line, dict) for line in lines):
+            raise TableError(f"{self.path} is not a journal of measurements; delete it to measure anew")
         if lines[0] != header:
-            changed = [key for key in sorted({*header, *lines[0]}) if header.get(key) != lines[0].get(key)]
+            changed = _changed(header, lines[0])
             raise TableError(
                 f"{self.path} holds unfinished measurements of something else ({', '.join(changed)} changed); "
                 "delete it to measure anew, or restore what changed to go on with it"
@@ -63,9 +66,21 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError:
             # Half a line would be taken for damage by the next record written behind it.
-            os.truncate(self.path, end)
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, end)
             raise
 
     def delete(self) -> None:
         """Remove the file: what it held is now in a table."""
         self.path.unlink(missing_ok=True)
+
+
+def _changed(header: Any, found: Any, prefix: str = "") -> list[str]:
+    """The dotted keys in which two headers differ."""
+    if not isinstance(header, dict) or not isinstance(found, dict):
+        return [] if header == found else [prefix.removesuffix(".")]
+    return [
+        changed
+        for key in sorted({*header, *found})
+        for changed in _changed(header.get(key), found.get(key), f"{prefix}{key}.")
+    ]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from hwprof.target import Target, target_from_json, to_json
 
 SCHEMA = "hwprof-latency-table"
 VERSION = 1
+ROLES = ("anchor", "fit", "held-out")
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def dump_table(table: LatencyTable) -> str:
         f"  {json.dumps(key)}: {json.dumps(_rounded(asdict(row)))}" for key, row in sorted(table.rows.items())
     )
     body = f'{lines},\n "models": [\n{models}\n ],\n "rows": {{\n{rows}\n }}'
-    return f'{{{body},\n "checksum": "{_checksum(body)}"\n}}\n'
+    return _sealed(body) + "\n"
 
 
 def _lines(value: Any) -> str:
@@ -144,8 +147,9 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _checksum(body: str) -> str:
-    return "sha256:" + hashlib.sha256(body.encode()).hexdigest()[:16]
+def _sealed(body: str) -> str:
+    digest = hashlib.sha256(body.encode(errors="replace")).hexdigest()[:16]
+    return f'{{{body},\n "checksum": "sha256:{digest}"\n}}'
 
 
 def read_table(path: Path) -> LatencyTable:
@@ -163,9 +167,9 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
     """A table from its text; `source` names it in errors."""
     try:
         values = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, source))
-    except ValueError as error:
-        if isinstance(error, TableError):
-            raise
+    except TableError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise TableError(
             f"{source} is truncated or not a latency table: {error}. Profile again, or restore the file"
         ) from error
@@ -177,7 +181,7 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
             "profile again, or use the version of hwnas that wrote it"
         )
     body, found, _ = text.partition(',\n "checksum": ')
-    if not found or values.get("checksum") != _checksum(body[1:]):
+    if not found or text.rstrip() != _sealed(body[1:]):
         raise TableError(
             f"{source} was changed or damaged after it was written (its checksum does not hold); profile again"
         )
@@ -186,8 +190,8 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
             target=target_from_json(values["target"]),
             fingerprint={str(key): str(value) for key, value in values["fingerprint"].items()},
             provenance=dict(values["provenance"]),
-            slope=float(values["correction"]["slope"]),
-            intercept_ms=float(values["correction"]["intercept_ms"]),
+            slope=values["correction"]["slope"],
+            intercept_ms=values["correction"]["intercept_ms"],
             models=tuple(Model(**model) for model in values["models"]),
             validation=None if values["validation"] is None else Validation(**values["validation"]),
             rows={key: Row(**row) for key, row in values["rows"].items()},
@@ -209,23 +213,27 @@ def _unique(pairs: Iterable[tuple[str, Any]], source: str) -> dict[str, Any]:
 
 def _check_values(table: LatencyTable, source: str) -> None:
     """Every number finite and in its range: a bad one would be believed by everything behind it."""
-    checks: list[tuple[str, Any, bool]] = [
-        ("correction.slope", table.slope, True),
-        ("correction.intercept_ms", table.intercept_ms, False),
-    ]
+    positive: dict[str, Any] = {"correction.slope": table.slope}
+    counted: dict[str, Any] = {}
     for key, row in table.rows.items():
-        checks += [(f"rows[{key!r}].ms", row.ms, True), (f"rows[{key!r}].spread", row.spread, False)]
+        positive[f"rows[{key!r}].ms"] = row.ms
+        counted |= {f"rows[{key!r}].spread": row.spread, f"rows[{key!r}].count": row.count}
         if row.origin not in ("measured", "estimated"):
             raise TableError(f"{source}: rows[{key!r}].origin is {row.origin!r}, must be measured or estimated")
     for model in table.models:
-        checks.append((f"models[{model.name!r}].ms", model.ms, True))
+        positive[f"models[{model.name!r}].ms"] = model.ms
+        counted[f"models[{model.name!r}].spread"] = model.spread
         if model.again_ms is not None:
-            checks.append((f"models[{model.name!r}].again_ms", model.again_ms, True))
+            positive[f"models[{model.name!r}].again_ms"] = model.again_ms
+        if not isinstance(model.name, str) or model.role not in ROLES:
+            raise TableError(f"{source}: models[{model.name!r}].role is {model.role!r}, must be {', '.join(ROLES)}")
     if table.validation is not None:
-        names = [field.name for field in fields(Validation)]
-        checks += [(f"validation.{name}", getattr(table.validation, name), False) for name in names]
-    for name, value, positive in checks:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or (positive and value <= 0):
-            expected = "a positive number" if positive else "a finite number"
-            raise TableError(f"{source}: {name} is {value!r}, must be {expected}; profile again")
+        counted |= {f"validation.{name}": value for name, value in asdict(table.validation).items()}
+    checks = [("a finite number", -math.inf, {"correction.intercept_ms": table.intercept_ms})]
+    checks += [("a number of at least 0", 0.0, counted), ("a positive number", math.ulp(0.0), positive)]
+    for expected, least, values in checks:
+        for name, value in values.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            # Compared, not converted: a whole number can be too large for a float.
+            if not number or not max(least, -LARGEST) <= value <= LARGEST:
+                raise TableError(f"{source}: {name} is {value!r}, must be {expected}; profile again")

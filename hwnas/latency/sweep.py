@@ -43,7 +43,7 @@ from hwprof.target import Plan, Target, to_json
 Progress = Callable[[str, int, int], None]
 
 # Phases of a profile. "again" is a second session: another agent process, after everything else.
-NODES, WHOLE, AGAIN = "profiled networks", "whole networks", "second session"
+NODES, FIT, HELD_OUT, AGAIN = "profiled networks", "networks to fit", "networks to validate", "second session"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,12 @@ class SweepConfig:
         """Profiled runs are only summed per node, robustly, so fewer sweeps serve and more spread is borne."""
         plan = self.plan
         return replace(
-            plan, sweeps=5, max_sweeps=9, max_runs=max(6, plan.min_runs), max_standard_error=0.05, max_spread=0.2
+            plan,
+            sweeps=5,
+            max_sweeps=9,
+            max_runs=max(6, plan.min_runs),
+            max_standard_error=max(0.05, plan.max_standard_error),
+            max_spread=max(0.2, plan.max_spread),
         )
 
 
@@ -122,7 +127,8 @@ def profile(
     selection = select_networks(space, index, config)
     with _Session(space, target, device, path, config, selection.anchors, progress) as session:
         session.measure(NODES, selection.profiled, config.node_plan, nodes=True)
-        session.measure(WHOLE, np.concatenate([selection.fit, selection.held_out]), config.plan, nodes=False)
+        session.measure(FIT, selection.fit, config.plan, nodes=False)
+        session.measure(HELD_OUT, selection.held_out, config.plan, nodes=False)
         session.restart()
         session.measure(AGAIN, selection.held_out, config.plan, nodes=False)
         table = _make_table(session, index, selection)
@@ -153,8 +159,8 @@ class _Session:
         self.agent_seconds = 0.0
 
     def __enter__(self) -> _Session:
-        self.client.__enter__()
         try:
+            self.client.__enter__()
             self.journal = Journal(
                 self._path.with_suffix(".journal"),
                 {
@@ -248,7 +254,7 @@ def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> L
     rows = measured_rows(index, archs, times)
     rows |= estimate_rows(index, rows)
     sums = index.costs({key: row.ms for key, row in rows.items()})
-    whole, again = session.accepted(WHOLE), session.accepted(AGAIN)
+    whole, again = session.accepted(FIT) | session.accepted(HELD_OUT), session.accepted(AGAIN)
 
     def measured(archs: IntMatrix, role: str) -> Iterator[Model]:
         for arch in map(_arch, archs):

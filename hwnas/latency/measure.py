@@ -18,6 +18,8 @@ from hwprof.timing import geometric_mean
 
 # A result's interval is this many standard errors to each side: 95% for a normal error.
 STANDARD_ERRORS = 1.96
+# Files that are measured together, interleaved.
+GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,12 @@ def measure_files(
                 group = client.measure(company, anchors, plan, seed=attempt)
                 drift = _drift(group.anchors, table.anchors)
                 for result in group.results:
-                    ms, margin = result.ratio * scale, STANDARD_ERRORS * result.standard_error
+                    ms, margin = result.ratio * scale, min(1.0, STANDARD_ERRORS * result.standard_error)
                     measured[result.name] = Measured(
                         result.name, ms, ms * (1 - margin), ms * (1 + margin), result.wall_ms, drift, result.refused
                     )
         progress(len(files), len(files))
     return measured
-
-
-GROUP = 8
 
 
 def _drift(times: Mapping[str, Sequence[float]], anchors: Sequence[Model]) -> float:

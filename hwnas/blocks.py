@@ -110,7 +110,7 @@ class MBConvBlock(Block):
 
 @dataclass(frozen=True)
 class HeadBlock(Block):
-    """Global average pooling, a hidden layer (1x1 convolution with bias, activation) and the linear classifier."""
+    """Global average pooling, a hidden layer (1x1 convolution without bias, activation) and the linear classifier."""
 
     hidden: int
     num_classes: int
@@ -120,7 +120,7 @@ class HeadBlock(Block):
         return nn.Sequential(
             OrderedDict(
                 pool=nn.AdaptiveAvgPool2d(1),
-                hidden=nn.Conv2d(self.in_channels, self.hidden, 1),
+                hidden=nn.Conv2d(self.in_channels, self.hidden, 1, bias=False),
                 activation=make_activation(self.activation),
                 flatten=nn.Flatten(),
                 classifier=nn.Linear(self.hidden, self.num_classes),

@@ -8,6 +8,8 @@ cost a million architectures with a handful of gathers, whatever the space (`lat
 from __future__ import annotations
 
 import itertools
+import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +99,10 @@ class SearchSpace(ABC):
 
     def check(self, arch: Iterable[int]) -> Arch:
         """The architecture as a canonical tuple. Raises SpaceError if it is not one of this space."""
-        arch = tuple(int(index) for index in arch)
+        try:
+            arch = tuple(operator.index(index) for index in arch)
+        except TypeError as error:
+            raise SpaceError(f"an architecture of {self.name} is option indices, got {arch}: {error}") from None
         if len(arch) != len(self.slots):
             raise SpaceError(f"{self.name} has {len(self.slots)} slots, the architecture has {len(arch)}: {arch}")
         for slot, index in zip(self.slots, arch, strict=True):
@@ -168,10 +173,9 @@ def format_arch(arch: Iterable[int]) -> str:
 
 def parse_arch(text: str) -> Arch:
     """The inverse of `format_arch`. Raises SpaceError on anything else."""
-    try:
-        return tuple(int(part) for part in text.split("-"))
-    except ValueError:
-        raise SpaceError(f"an architecture is written like 0-2-1, got {text!r}") from None
+    if not re.fullmatch("[0-9]+(-[0-9]+)*", text):
+        raise SpaceError(f"an architecture is written like 0-2-1, got {text!r}")
+    return tuple(int(part) for part in text.split("-"))
 
 
 def unique_archs(archs: IntMatrix) -> IntMatrix:

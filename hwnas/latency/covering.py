@@ -14,6 +14,8 @@ BoolVector = NDArray[np.bool_]
 # Local search over one position at a time: it settles after two passes, more change nothing.
 PASSES = 2
 MAX_TRIALS = 256
+# Random networks around each wanted block: `canonical` can take the block out of some of them.
+STARTS = 32
 
 
 def covering_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator) -> IntMatrix:
@@ -25,21 +27,27 @@ def covering_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generat
     seen = np.zeros(len(index.keys), dtype=bool)
     found: list[IntMatrix] = []
     while not seen.all():
-        missing = int(np.flatnonzero(~seen)[0])
-        position, options = index.example(missing)
-        start = space.sample(1, rng)
-        start[0, list(space.positions[position].slots)] = options
-        arch = space.canonical(start)
+        arch = _start(space, index, int(np.flatnonzero(~seen)[0]), rng)
         for _ in range(PASSES):
             arch = _improve(space, index, arch, seen, rng)
-        used = index.used(arch)[0]
-        if seen[used].all():
-            raise PredictorError(
-                f"no network of {space.name} holds the block {index.keys[missing]}: the space is inconsistent"
-            )
-        seen[used] = True
+        seen[index.used(arch)[0]] = True
         found.append(arch)
     return unique_archs(np.concatenate(found))
+
+
+def _start(space: SearchSpace, index: BlockIndex, wanted: int, rng: np.random.Generator) -> IntMatrix:
+    """(1, slots): a random network that holds the block `wanted`."""
+    for place, options in index.places(wanted):
+        trials = space.sample(STARTS, rng)
+        trials[:, list(space.positions[place].slots)] = options[rng.integers(0, len(options), STARTS)]
+        trials = space.canonical(trials)
+        holds = (index.numbers(trials) == wanted).any(axis=1)
+        if holds.any():
+            return trials[[int(np.argmax(holds))]]
+    raise PredictorError(
+        f"no network of {space.name} was found that holds the block {index.keys[wanted]}, which a position can hold; "
+        "check the space with hwnas.testing.spaces.check_space"
+    )
 
 
 def _improve(
@@ -48,6 +56,8 @@ def _improve(
     """(1, slots): the network after each position, in random order, took the options with the most unseen blocks."""
     for place in rng.permutation(len(space.positions)):
         slots = list(space.positions[place].slots)
+        if not slots:
+            continue
         combinations = _combinations(space.cardinalities[slots], rng)
         trials = np.repeat(arch, len(combinations) + 1, axis=0)
         trials[1:, slots] = combinations  # the first stays as it is, so ties change nothing

@@ -6,7 +6,7 @@ looked up in all of them at once. Latency, MACs and parameters of a million arch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ class BlockIndex:
         numbers: dict[Block, int] = {}
         self._lookup: list[NDArray[np.int64]] = []
         self._strides: list[NDArray[np.int64]] = []
-        self._examples: dict[int, tuple[int, tuple[int, ...]]] = {}
         for place, position in enumerate(space.positions):
             extents = [len(space.slots[slot].options) for slot in position.slots]
             if np.prod(extents, dtype=float) > MAX_COMBINATIONS:
@@ -37,11 +36,10 @@ class BlockIndex:
                     f"position {position.name!r} of {space.name} depends on {len(extents)} slots with "
                     f"{np.prod(extents, dtype=float):.0f} combinations; split it (limit {MAX_COMBINATIONS})"
                 )
-            lookup = []
-            for options, block in space.position_blocks(place):
-                number = -1 if block is None else numbers.setdefault(block, len(numbers))
-                self._examples.setdefault(number, (place, options))
-                lookup.append(number)
+            lookup = [
+                -1 if block is None else numbers.setdefault(block, len(numbers))
+                for _, block in space.position_blocks(place)
+            ]
             self._lookup.append(np.array(lookup, dtype=np.int64))
             self._strides.append(
                 np.array([int(np.prod(extents[axis + 1 :])) for axis in range(len(extents))], dtype=np.int64)
@@ -49,9 +47,13 @@ class BlockIndex:
         self.blocks = tuple(numbers)
         self.keys = tuple(block.key for block in self.blocks)
 
-    def example(self, number: int) -> tuple[int, tuple[int, ...]]:
-        """A position and the options of its slots that put block `number` there."""
-        return self._examples[number]
+    def places(self, number: int) -> Iterator[tuple[int, IntMatrix]]:
+        """Each position that can hold block `number`, with the (n, slots) options of its slots that put it there."""
+        for place, (position, lookup) in enumerate(zip(self.space.positions, self._lookup, strict=True)):
+            flat = np.flatnonzero(lookup == number)
+            if len(flat):
+                extents = self.space.cardinalities[list(position.slots)]
+                yield place, flat[:, None] // self._strides[place] % extents
 
     def numbers(self, archs: IntMatrix) -> IntMatrix:
         """(n, slots) canonical -> (n, positions) block numbers, -1 where nothing stands."""

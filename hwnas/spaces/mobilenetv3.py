@@ -8,13 +8,13 @@ of each stage, class count and the options of every slot are arguments, so that 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from hwnas.blocks import Block, ConvBlock, HeadBlock, MBConvBlock, conv_output_size, make_divisible
+from hwnas.blocks import ACTIVATIONS, Block, ConvBlock, HeadBlock, MBConvBlock, conv_output_size, make_divisible
 from hwnas.errors import SpaceError
 from hwnas.space import Arch, IntMatrix, Position, SearchSpace, Slot
 
@@ -46,24 +46,27 @@ class MobileNetV3Space(SearchSpace):
         in_channels: int = 3,
         num_classes: int = 1000,
     ) -> None:
-        self._config: dict[str, Any] = {
-            "resolutions": list(resolutions),
-            "width_mults": list(width_mults),
-            "depths": list(depths),
-            "kernels": list(kernels),
-            "expands": list(expands),
+        arguments: dict[str, Any] = {
+            "resolutions": resolutions,
+            "width_mults": width_mults,
+            "depths": depths,
+            "kernels": kernels,
+            "expands": expands,
             "stem_width": stem_width,
             "stem_stride": stem_stride,
-            "stage_widths": list(stage_widths),
-            "stage_strides": list(stage_strides),
-            "se": list(se),
-            "activations": list(activations),
-            "head_widths": list(head_widths),
+            "stage_widths": stage_widths,
+            "stage_strides": stage_strides,
+            "se": se,
+            "activations": activations,
+            "head_widths": head_widths,
             "in_channels": in_channels,
             "num_classes": num_classes,
         }
+        _check_arguments(arguments)
+        self._config: dict[str, Any] = {
+            name: list(value) if isinstance(value, (list, tuple)) else value for name, value in arguments.items()
+        }
         self.num_classes = num_classes
-        self._check_arguments()
         self._max_depth = max(depths)
         slots = [Slot("resolution", tuple(resolutions)), Slot("width", tuple(width_mults))]
         positions = [Position("stem", (0, 1)), Position("first", (0, 1))]
@@ -84,27 +87,6 @@ class MobileNetV3Space(SearchSpace):
     @property
     def config(self) -> Mapping[str, Any]:
         return self._config
-
-    def _check_arguments(self) -> None:
-        config = self._config
-        stages = len(config["stage_widths"])
-        for name in ("stage_strides", "se", "activations"):
-            if len(config[name]) != stages:
-                raise SpaceError(f"{name} needs one value per stage ({stages}), got {config[name]}")
-        if len(config["head_widths"]) != 2:
-            raise SpaceError(
-                f"head_widths needs two values (final expansion, hidden layer), got {config['head_widths']}"
-            )
-        for name in ("resolutions", "depths", "kernels", "expands", "stage_widths", "stage_strides", "head_widths"):
-            if not config[name] or any(not isinstance(value, int) or value < 1 for value in config[name]):
-                raise SpaceError(f"{name} needs positive integers, got {config[name]}")
-        for name in ("stem_width", "stem_stride", "in_channels", "num_classes"):
-            if config[name] < 1:
-                raise SpaceError(f"{name} must be at least 1, got {config[name]}")
-        if any(kernel % 2 == 0 for kernel in config["kernels"]):
-            raise SpaceError(f"kernels must be odd, got {config['kernels']}")
-        if any(not 0 < width <= 16 for width in config["width_mults"]):
-            raise SpaceError(f"width_mults must be above 0 (at most 16), got {config['width_mults']}")
 
     def _width(self, channels: int, option: int) -> int:
         return make_divisible(channels * self._config["width_mults"][option])
@@ -171,3 +153,36 @@ class MobileNetV3Space(SearchSpace):
         return nn.Sequential(
             OrderedDict((position.name, block.module()) for position, block in self.placed_blocks(arch))
         )
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    def require(name: str, holds: Callable[[Any], bool], needs: str) -> None:
+        if not holds(arguments[name]):
+            raise SpaceError(f"{name} needs {needs}, got {arguments[name]!r}")
+
+    for name in ("stem_width", "stem_stride", "in_channels", "num_classes"):
+        require(name, _is_count, "a positive integer")
+    for name in ("resolutions", "depths", "kernels", "expands", "stage_widths", "stage_strides", "head_widths"):
+        require(name, _is_list_of(_is_count), "a list of positive integers")
+    require("kernels", lambda kernels: all(kernel % 2 for kernel in kernels), "odd sizes")
+    require("width_mults", _is_list_of(_is_multiplier), "a list of numbers above 0, at most 16")
+    require("se", _is_list_of(lambda value: isinstance(value, bool)), "a list of true and false")
+    require("activations", _is_list_of(lambda value: value in list(ACTIVATIONS)), f"a list of {sorted(ACTIVATIONS)}")
+    for name in ("resolutions", "width_mults", "depths", "kernels", "expands"):
+        require(name, lambda options: len(set(options)) == len(options), "every option once")
+    stages = len(arguments["stage_widths"])
+    for name in ("stage_strides", "se", "activations"):
+        require(name, lambda values: len(values) == stages, f"one value per stage ({stages})")
+    require("head_widths", lambda widths: len(widths) == 2, "two values (final expansion, hidden layer)")
+
+
+def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, (list, tuple)) and bool(values) and all(map(holds, values))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_multiplier(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 16

@@ -90,6 +90,19 @@ def test_the_seed_decides_everything(few: ImageData) -> None:
     assert not _same(first, other)
 
 
+def test_every_epoch_sees_every_image_once_in_another_order(few: ImageData) -> None:
+    seen: list[bytes] = []
+    module = _net()
+    module.register_forward_hook(
+        lambda net, inputs, _: seen.extend(x.numpy().tobytes() for x in inputs[0]) if net.training else None
+    )
+    train(module, few, 8, dataclasses.replace(_SHORT, epochs=2, augment="none"))
+    first, second = seen[:97], seen[97:]
+    assert len(set(first)) == 97
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
 def test_the_callers_state_is_left_as_found(few: ImageData) -> None:
     module = _net(dropout=0.2).eval()
     state, threads = torch.get_rng_state(), torch.get_num_threads()

@@ -28,6 +28,9 @@ FloatVector = NDArray[np.float64]
 # Length scale (in standard deviations of the log features), signal and noise (in log latency) of the correction.
 _KERNEL = 0.1**2 * RBF(2.0) + WhiteKernel(0.03**2)
 
+# Of the median row. Below it a block is as good as free (fused into another), and its relative error means nothing.
+_SMALLEST = 0.01
+
 
 def block_features(blocks: tuple[Block, ...]) -> FloatMatrix:
     """(blocks, features): per kind of operator its number, MACs and elements read and written (in millions)."""
@@ -79,6 +82,7 @@ def estimate_rows(index: BlockIndex, rows: dict[str, Row]) -> dict[str, Row]:
 
 def _regress(features: FloatMatrix, ms: FloatVector, wanted: FloatMatrix) -> tuple[FloatVector, float]:
     """Predicted ms of the `wanted` features, and the relative spread of the model's errors."""
+    ms = np.maximum(ms, _SMALLEST * np.median(ms))
     # Weighting by 1/ms makes least squares minimise the relative error.
     linear = LinearRegression(positive=True, fit_intercept=False).fit(features / ms[:, None], np.ones(len(ms)))
     floor = 0.1 * float(ms.min())

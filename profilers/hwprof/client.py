@@ -159,7 +159,7 @@ class AgentClient:
             line = self._lines.get(timeout=timeout)
         except queue.Empty:
             raise DeviceError(
-                f"the agent on {self._target.device} said nothing for {timeout:.0f} s; check that the device is awake"
+                f"the agent on {self._target.device} said nothing for {timeout:g} s; check that the device is awake"
             ) from None
         if line is None:
             raise self._death()

@@ -97,15 +97,16 @@ def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) 
     rng = np.random.default_rng(config.seed)
     anchors = anchor_archs(space, index, rng)
     whole = random_archs(space, config.fit + config.held_out, rng, exclude=anchors)
-    if len(whole) < 5:
-        raise PredictorError(
-            f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate"
-        )
     fit = max(3, len(whole) * config.fit // (config.fit + config.held_out))
     if config.networks:
         profiled = random_archs(space, config.networks, rng, exclude=np.concatenate([anchors, whole]))
     else:
         profiled = covering_archs(space, index, rng)
+    if len(whole) < 5 or len(profiled) == 0:
+        raise PredictorError(
+            f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate, "
+            "or none is left to profile; enlarge the space, or profile the covering set (profile.networks = 0)"
+        )
     return Selection(profiled, anchors, whole[:fit], whole[fit:])
 
 

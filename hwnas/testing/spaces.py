@@ -18,7 +18,7 @@ from hwnas.latency.index import BlockIndex
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch, unique_archs
 from hwnas.testing.networks import check_network, require
 
-_RAW = 64  # index tuples on which `canonical` is checked
+_TRIED = 64  # architectures on which `canonical` and `sample` are checked
 
 
 def check_space(space: SearchSpace, *, archs: int = 8, seed: int = 0, removes_dead_work: bool = False) -> None:
@@ -31,14 +31,14 @@ def check_space(space: SearchSpace, *, archs: int = 8, seed: int = 0, removes_de
     rng = np.random.default_rng(seed)
     _check_names(space)
     _check_config(space)
-    raw = rng.integers(0, space.cardinalities, size=(_RAW, len(space.slots)))
+    raw = rng.integers(0, space.cardinalities, size=(_TRIED, len(space.slots)))
     raw[0], raw[1] = 0, space.cardinalities - 1
+    _check_blocks(space)
     _check_canonical(space, raw)
     if not removes_dead_work:
         _check_same_blocks(space, raw)
-    _check_sample(space, archs, seed)
+    _check_sample(space, seed)
     chosen = unique_archs(np.concatenate([space.canonical(raw[:2]), space.sample(archs, rng)]))
-    _check_blocks(space)
     _check_index(space, chosen)
     for arch in map(_arch, chosen):
         _check_round_trips(space, arch)
@@ -112,7 +112,8 @@ def _check_same_blocks(space: SearchSpace, raw: IntMatrix) -> None:
             )
 
 
-def _check_sample(space: SearchSpace, n: int, seed: int) -> None:
+def _check_sample(space: SearchSpace, seed: int) -> None:
+    n = _TRIED
     first, second = (space.sample(n, np.random.default_rng(seed)) for _ in range(2))
     require(
         first.shape == (n, len(space.slots)),
@@ -132,9 +133,11 @@ def _check_blocks(space: SearchSpace) -> None:
     blocks: dict[str, Block] = {}
     for place, position in enumerate(space.positions):
         for options, block in space.position_blocks(place):
+            where = f"position {position.name!r} of {space.name} with options {options}"
+            again = space.block_at(place, list(options))
+            require(again == block, f"{where}: block_at differs between two calls: {_key(block)}, then {_key(again)}")
             if block is None:
                 continue
-            where = f"position {position.name!r} of {space.name} with options {options}"
             try:
                 key = keys.setdefault(block, block.key)
             except TypeError as error:

@@ -52,9 +52,6 @@ def main() -> None:
     except (HwnasError, HwprofError) as error:
         err.print(Text(f"error: {error}", style="red"), soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
-        sys.exit(130)
     except OSError as error:
         # A full disk, a folder that cannot be written: nothing that was finished is lost.
         err.print(
@@ -260,7 +257,11 @@ def _run(path: Path, fresh: bool = False) -> Iterator[Run]:
         current = Run(recipe, path.read_text(encoding="utf-8"), progress=progress)
         if fresh and (old := current.move_away()) is not None:
             err.print(f"the older run is now {old}")
-        yield current
+        try:
+            yield current
+        except KeyboardInterrupt:
+            err.print("interrupted; the same command goes on from here")
+            raise typer.Exit(130) from None
 
 
 def _print_summary(summary: Any, folder: Path, as_json: bool) -> None:

@@ -1,0 +1,260 @@
+"""The whole job at toy size through the command line: what is written, what a second call does, what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+
+from hwnas.recipe import load_recipe
+from hwnas.report.summary import RunSummary
+
+# Small enough for seconds. The limits of refusal are those of every user, so the networks are not the very smallest.
+RECIPE = """
+name = "toy"
+[data]
+source = "digits"
+[space]
+name = "mobilenetv3"
+resolutions = [16, 20]
+depths = [1, 2]
+kernels = [3, 5]
+expands = [2, 3]
+stem_width = 16
+stem_stride = 1
+stage_widths = [16, 24, 32]
+stage_strides = [2, 2, 1]
+se = [false, true, false]
+activations = ["relu", "relu", "hardswish"]
+head_widths = [64, 64]
+[profile]
+networks = 4
+fit = 8
+held_out = 9
+[search]
+evaluations = 12
+finalists = 2
+[train]
+epochs = 2
+"""
+
+
+def hwnas(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder; its exit code must be `code`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hwnas", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and its finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "toy.toml").write_text(RECIPE)
+    done = hwnas(folder, "run", "toy.toml", "--json")
+    (folder / "out.json").write_text(done.stdout)
+    return folder
+
+
+def test_a_run_leaves_checked_files_a_summary_and_a_report(finished: Path) -> None:
+    run = finished / "runs" / "toy"
+    summary = RunSummary.from_json((finished / "out.json").read_text())
+    assert summary == RunSummary.from_json((run / "summary.json").read_text())
+    assert 1 <= len(summary.networks) <= 2
+    assert len(summary.candidates) == 12
+    for network in summary.networks:
+        file = run / network.file
+        model = onnx.load(file)
+        onnx.checker.check_model(model, full_check=True)
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        card = json.loads(Path(f"{file}.json").read_text())
+        assert metadata["hwnas.arch"] == card["arch"] == network.arch
+        assert json.loads(metadata["hwnas.predicted_ms"]) == network.predicted_ms
+        assert card["size_bytes"] == file.stat().st_size
+        assert network.predicted_low_ms < network.predicted_ms < network.predicted_high_ms
+        # Refused measurements are possible on a busy machine; then the reason is there (NetworkRow checks it).
+        if network.measured_ms is not None:
+            assert 0.3 < network.measured_ms / network.predicted_ms < 3
+    assert (run / "report.html").stat().st_size > 1_000_000
+    assert set(summary.seconds) >= {"profile", "score", "train", "export", "measure"}
+
+
+def test_a_second_run_measures_scores_and_trains_nothing_again(finished: Path) -> None:
+    run = finished / "runs" / "toy"
+    before = (run / "journal.log").read_bytes()
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    stamp = table.stat().st_mtime_ns
+    first = RunSummary.from_json((run / "summary.json").read_text())
+    again = RunSummary.from_json(hwnas(finished, "run", "toy.toml", "--json").stdout)
+    assert (run / "journal.log").read_bytes().startswith(before)
+    assert [row.arch for row in again.networks] == [row.arch for row in first.networks]
+    assert [row.accuracy for row in again.networks] == [row.accuracy for row in first.networks]
+    assert table.stat().st_mtime_ns == stamp
+    assert json.loads(hwnas(finished, "profile", "toy.toml", "--json").stdout)["reused"] is True
+
+
+def test_same_seed_and_table_same_front(finished: Path, tmp_path: Path) -> None:
+    first = RunSummary.from_json((finished / "runs" / "toy" / "summary.json").read_text())
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    (tmp_path / "toy.toml").write_text(RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"'))
+    front = json.loads(hwnas(tmp_path, "search", "toy.toml", "--json").stdout)
+    assert [row["arch"] for row in front] == [row.arch for row in first.networks]
+    assert [row["valid_accuracy_percent"] for row in front] == [row.valid_accuracy for row in first.networks]
+
+
+def test_a_search_that_is_killed_goes_on_to_the_same_front(finished: Path, tmp_path: Path) -> None:
+    first = RunSummary.from_json((finished / "runs" / "toy" / "summary.json").read_text())
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    (tmp_path / "toy.toml").write_text(RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"'))
+    journal = tmp_path / "runs" / "toy" / "journal.log"
+    for lines in (8, 20, 30):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hwnas", "search", "toy.toml"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    front = json.loads(hwnas(tmp_path, "search", "toy.toml", "--json").stdout)
+    assert [(row["arch"], row["valid_accuracy_percent"]) for row in front] == [
+        (row.arch, row.valid_accuracy) for row in first.networks
+    ]
+
+
+def test_an_infeasible_limit_says_what_is_attainable(finished: Path, tmp_path: Path) -> None:
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"')
+    (tmp_path / "toy.toml").write_text(text.replace("[search]", '[search]\nlatency = "1 us"'))
+    message = hwnas(tmp_path, "search", "toy.toml", code=1).stderr
+    assert "0.001 ms" in message
+    assert "attainable" in message
+
+
+def test_another_recipe_is_refused_in_the_same_folder_and_fresh_moves_the_old_run_aside(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "toy"
+    run.mkdir(parents=True)
+    (run / "recipe.toml").write_text(RECIPE)
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"').replace(
+        "finalists = 2", "finalists = 1"
+    )
+    (tmp_path / "toy.toml").write_text(text)
+    message = " ".join(hwnas(tmp_path, "search", "toy.toml", code=1).stderr.split())
+    assert "profile.table, search.finalists changed" in message
+    assert "--fresh" in message
+    hwnas(tmp_path, "search", "toy.toml", "--fresh")
+    assert (tmp_path / "runs" / "toy.1" / "recipe.toml").read_text() == RECIPE
+
+
+@pytest.mark.parametrize("sampler", ["TPESampler", "NSGAIISampler"])
+def test_optunas_samplers_work_by_name(finished: Path, tmp_path: Path, sampler: str) -> None:
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"').replace(
+        "finalists = 2", "finalists = 1"
+    )
+    text = text.replace("[search]", f'[search]\nsampler = "{sampler}"\nscore = "macs"').replace(
+        "epochs = 2", "epochs = 1"
+    )
+    (tmp_path / "toy.toml").write_text(text)
+    assert len(json.loads(hwnas(tmp_path, "search", "toy.toml", "--json").stdout)) == 1
+
+
+def test_a_table_of_another_machine_searches_but_does_not_measure(finished: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from hwprof.table import read_table, write_table
+
+    table = read_table(next((finished / "latency_tables").glob("*/*.json")))
+    other = tmp_path / "other.json"
+    write_table(replace(table, fingerprint={**table.fingerprint, "cpu": "another"}), other)
+    text = RECIPE.replace("[profile]", '[profile]\ntable = "other.json"').replace("finalists = 2", "finalists = 1")
+    (tmp_path / "toy.toml").write_text(text.replace("epochs = 2", "epochs = 1"))
+    summary = RunSummary.from_json(hwnas(tmp_path, "run", "toy.toml", "--json").stdout)
+    assert summary.networks[0].measured_ms is None
+    assert "'another'" in (summary.networks[0].refused or "")
+    assert summary.warnings
+
+
+def test_missing_stages_say_what_to_run(tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(RECIPE)
+    assert "hwnas profile" in hwnas(tmp_path, "search", "toy.toml", code=1).stderr
+    assert "hwnas search" in hwnas(tmp_path, "export", "toy.toml", code=1).stderr
+    assert "hwnas export" in hwnas(tmp_path, "report", "runs/toy", code=1).stderr
+
+
+def test_report_is_written_again_from_the_summary(finished: Path) -> None:
+    page = finished / "runs" / "toy" / "report.html"
+    page.unlink()
+    hwnas(finished, "report", "runs/toy")
+    assert page.stat().st_size > 1_000_000
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_runs_at_toy_size(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    # The smallest budget of everything; digits stand in for data that would have to be fetched.
+    shrink = {
+        "source": '"digits"',
+        "evaluations": "8",
+        "finalists": "1",
+        "epochs": "1",
+        "networks": "3",
+        "fit": "8",
+        "held_out": "9",
+        "latency": '"1000 ms"',
+        "tables": '"tables"',
+    }
+    lines = [
+        f"{line.split('=')[0]}= {shrink[key]}" if (key := line.split("=")[0].strip()) in shrink else line
+        for line in path.read_text().splitlines()
+    ]
+    (tmp_path / "small.toml").write_text("\n".join(lines))
+    summary = RunSummary.from_json(hwnas(tmp_path, "run", "small.toml", "--json").stdout)
+    assert summary.name == recipe.name
+    assert len(summary.networks) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_ctrl_c_ends_with_one_line_and_its_own_code(tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(RECIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hwnas", "profile", "toy.toml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(tmp_path.glob("latency_tables/*/*.journal")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    hwnas(tmp_path, "profile", "toy.toml")
+    assert not list(tmp_path.glob("latency_tables/*/*.journal"))

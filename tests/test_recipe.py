@@ -1,0 +1,100 @@
+"""Recipes: every mistake is one message that names the key, the value and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwnas.errors import RecipeError
+from hwnas.recipe import changed_keys, load_recipe, new_recipe, parse_ms, parse_recipe
+
+MINIMAL = 'name = "a"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [("2 ms", 2.0), ("500us", 0.5), ("0.01 s", 10.0), ("1e-1 ms", 0.1), (" .5 ms ", 0.5), ("3 µs", 0.003)],
+)
+def test_times_are_read_in_milliseconds(text: str, ms: float) -> None:
+    assert parse_ms(text) == pytest.approx(ms)
+
+
+@pytest.mark.parametrize(
+    "value", [2, 2.0, "2", "ms", "2 parsecs", "2 MS", "-2 ms", "0 ms", "", None, "1 2 ms", "nan ms"]
+)
+def test_other_times_are_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"ms|above zero"):
+        parse_ms(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["key name is missing"]),
+        ("name = ", ["not valid TOML"]),
+        ('name = "a b"', ["name", "'a b'"]),
+        ('name = "../a"', ["name", "'../a'"]),
+        (MINIMAL + "sede = 1", ["unknown key sede = 1", "did you mean seed?"]),
+        (MINIMAL + "[serch]\n", ["unknown key serch", "did you mean search?"]),
+        (MINIMAL + '[search]\nlatancy = "1 ms"', ["search.latancy = '1 ms'", "did you mean latency?"]),
+        (MINIMAL + '[search]\nlatency = "1 km"', ["search.latency = '1 km'", "'km' is not a time", "us, ms or s"]),
+        (MINIMAL + "[search]\nlatency = 1.5", ["search.latency = 1.5", "with its unit"]),
+        (MINIMAL + "[search]\nevaluations = 2", ["search.evaluations = 2", "greater than or equal to 8"]),
+        (MINIMAL + '[train]\nepochs = "3"', ["train.epochs = '3'", "integer"]),
+        (MINIMAL + "[train]\nepochs = true", ["train.epochs = True", "integer"]),
+        (MINIMAL + '[train]\naugment = "flip"', ["train.augment = 'flip'", "'crop_flip'"]),
+        (MINIMAL + '[target]\nprecision = "fp8"', ["precision", "'fp8'", "'fp32'"]),
+        (MINIMAL + "[target]\nbatch = 0", ["target.batch = 0"]),
+        (MINIMAL + "target = 3", ["target = 3"]),
+        (MINIMAL + "[data]\nvalid_fraction = 1", ["data.valid_fraction"]),
+    ],
+)
+def test_a_wrong_recipe_is_explained(text: str, parts: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "my.toml")
+    message = str(caught.value)
+    assert message.startswith("my.toml")
+    for part in parts:
+        assert part in message
+
+
+def test_every_mistake_is_listed() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe("seed = -1\n[train]\nepochs = 0\n")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_new_recipe_is_valid_and_named_after_its_file() -> None:
+    recipe = parse_recipe(new_recipe(Path("some folder/my best net.toml")))
+    assert recipe.name == "my-best-net"
+    assert recipe.space.arguments()["resolutions"] == [16, 24, 32]
+
+
+def test_the_commented_choices_of_a_new_recipe_are_valid_too() -> None:
+    text = new_recipe(Path("x.toml"))
+    for line in text.splitlines():
+        if line.startswith("# ") and " = " in line and not line.startswith("# source"):
+            parse_recipe(text.replace(line, line.removeprefix("# ")))
+
+
+def test_numbers_may_be_whole() -> None:
+    assert parse_recipe(MINIMAL + "[train]\nlearning_rate = 1\nmax_seconds = 60").train.max_seconds == 60.0
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no recipe at .*hwnas new"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(binary)
+
+
+def test_changed_keys_are_dotted_and_see_space_arguments() -> None:
+    old = parse_recipe(MINIMAL + '[space]\nname = "mobilenetv3"\ndepths = [2]')
+    new = parse_recipe(MINIMAL + 'seed = 1\n[space]\nname = "mobilenetv3"\ndepths = [3]\n[search]\nlatency = "1 ms"')
+    assert changed_keys(old, new) == ["search.latency", "seed", "space.depths"]
+    assert changed_keys(old, old) == []

@@ -229,6 +229,7 @@ def test_a_silent_agent_is_a_timeout(monkeypatch: pytest.MonkeyPatch, model: Pat
         ("print('[1]')", "answered .*, not a message"),
         ("print('{}')", "answered .*, not a message"),
         ("raise SystemExit('no such library: libfast')", r"exit code 1\): no such library: libfast"),
+        ("import os, time; os.close(1); time.sleep(0.3); os.write(2, b'late words'); os._exit(4)", r"4\): late words"),
         ("import sys; sys.exit(3)", r"ended \(exit code 3\): nothing on standard error"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "exit code -11"),
     ],

@@ -120,6 +120,7 @@ def test_any_flipped_digit_is_refused(place: int) -> None:
         pytest.param(setting("schema", value="other"), 'it has no "schema"', id="wrong schema"),
         pytest.param(setting("version", value=2), "schema version 2, this hwprof reads 1", id="future version"),
         pytest.param(TEXT.replace(" 0.5,", " 0.6,"), "checksum does not hold", id="edited by hand"),
+        pytest.param(TEXT.replace("A processor", "\ud800"), "checksum does not hold", id="half a character"),
         pytest.param(TEXT.replace('"\n}', '",\n "note": 1\n}'), "checksum does not hold", id="added behind"),
         pytest.param(TEXT + "}", "not a latency table|checksum", id="text behind"),
         pytest.param(

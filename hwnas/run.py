@@ -143,7 +143,7 @@ class Run:
 
     def network_name(self, arch: Arch) -> str:
         """A short name for files and tables, the same in every run."""
-        return f"{self.space.name}-{hashlib.sha256(format_arch(arch).encode()).hexdigest()[:6]}"
+        return f"net-{hashlib.sha256(format_arch(arch).encode()).hexdigest()[:6]}"
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -95,7 +95,7 @@ def _fit(blocks: FloatMatrix, moved: FloatMatrix, intercept: FloatVector) -> tup
 def _without_overhead(
     profiled_ms: FloatVector, nodes: FloatVector, counts: FloatMatrix, measured_ms: FloatVector
 ) -> FloatVector:
-    """(blocks,) slope * profiled - overhead * nodes, above zero; least squares of the relative error of the networks."""
+    """(blocks,) slope * profiled - overhead * nodes, above zero; least squares of the networks' relative error."""
     design = np.stack([counts @ profiled_ms, counts @ nodes], axis=1) / measured_ms[:, None]
     slope, overhead = np.linalg.lstsq(design, np.ones(len(measured_ms)), rcond=None)[0]
     if slope <= 0 or overhead > 0 or len(measured_ms) < 4:

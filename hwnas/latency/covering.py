@@ -91,14 +91,29 @@ def anchor_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator
     return sample[order[list(dict.fromkeys([tenth, len(order) // 2, len(order) - 1 - tenth]))]]
 
 
+def spread_archs(space: SearchSpace, n: int, rng: np.random.Generator) -> IntMatrix:
+    """(n, slots): random networks from the smallest to the largest, canonical; can repeat.
+
+    Uniform samples are all of middling size, for small and large options cancel. Here every network has a level of its
+    own that its options scatter around, so that what a search finds at either end is like something measured.
+    """
+    level = rng.random((n, 1)) + 0.3 * rng.standard_normal((n, len(space.slots)))
+    return space.canonical((level.clip(0, 1 - 1e-9) * space.cardinalities).astype(np.int64))
+
+
 def random_archs(space: SearchSpace, n: int, rng: np.random.Generator, exclude: IntMatrix) -> IntMatrix:
     """(up to n, slots) distinct random networks, none of `exclude`; fewer where the space has no more."""
+    return distinct_archs(space.sample(20 * n + 100, rng), n, exclude)
+
+
+def distinct_archs(archs: IntMatrix, n: int, exclude: IntMatrix) -> IntMatrix:
+    """(up to n, slots): the first n distinct of `archs` that are not in `exclude`."""
     taken = {tuple(row) for row in exclude}
     found: list[np.ndarray] = []
-    for row in space.sample(20 * n + 100, rng):
+    for row in archs:
         if len(found) == n:
             break
         if tuple(row) not in taken:
             taken.add(tuple(row))
             found.append(row)
-    return np.array(found, dtype=np.int64).reshape(len(found), len(space.slots))
+    return np.array(found, dtype=np.int64).reshape(len(found), archs.shape[1])

@@ -58,26 +58,31 @@ def _kind(op: Op) -> str:
 
 
 def estimate_rows(index: BlockIndex, rows: dict[str, Row]) -> dict[str, Row]:
-    """Rows, marked as estimated, for the blocks of the index that are not in `rows`.
+    """Rows, marked as estimated, for the blocks of the index that are not in `rows`. Raises what `estimate` raises."""
+    estimated, spread = estimate(index, {key: row.ms for key, row in rows.items()})
+    return {key: Row(ms, spread, 0, "estimated") for key, ms in estimated.items()}
 
-    Raises PredictorError if a missing block holds an operator that no measured block holds: its cost cannot be guessed.
+
+def estimate(index: BlockIndex, known: dict[str, float]) -> tuple[dict[str, float], float]:
+    """Values above zero for the blocks of the index that are not in `known`, and the relative spread of the errors.
+
+    Raises PredictorError if a missing block holds an operator that no known block holds: its cost cannot be guessed.
     """
-    measured = np.array([key in rows for key in index.keys])
+    measured = np.array([key in known for key in index.keys])
     if measured.all():
-        return {}
+        return {}, 0.0
     features = block_features(index.blocks)
+    missing = [key for key in index.keys if key not in known]
     unseen = (features[~measured] > 0).any(axis=0) & ~(features[measured] > 0).any(axis=0)
     if unseen.any():
         row = np.flatnonzero((features[~measured] > 0)[:, unseen].any(axis=1))[0]
-        key = [key for key in index.keys if key not in rows][row]
         raise PredictorError(
-            f"no profiled network holds an operator of {key}, so its latency cannot be estimated; "
+            f"no profiled network holds an operator of {missing[row]}, so its latency cannot be estimated; "
             "profile the covering set (profile.networks = 0) or more networks"
         )
-    ms = np.array([rows[key].ms for key in index.keys if key in rows])
-    estimated, spread = _regress(features[measured], ms, features[~measured])
-    missing = [key for key in index.keys if key not in rows]
-    return {key: Row(float(value), spread, 0, "estimated") for key, value in zip(missing, estimated, strict=True)}
+    values = np.array([known[key] for key in index.keys if key in known])
+    estimated, spread = _regress(features[measured], values, features[~measured])
+    return dict(zip(missing, map(float, estimated), strict=True)), spread
 
 
 def _regress(features: FloatMatrix, ms: FloatVector, wanted: FloatMatrix) -> tuple[FloatVector, float]:

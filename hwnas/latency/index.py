@@ -16,6 +16,7 @@ from hwnas.errors import SpaceError
 from hwnas.space import IntMatrix, SearchSpace
 
 FloatVector = NDArray[np.float64]
+FloatMatrix = NDArray[np.float64]
 
 # Options of a position's slots are enumerated; far above this the position depends on too many slots at once.
 MAX_COMBINATIONS = 100_000
@@ -64,6 +65,13 @@ class BlockIndex:
             ],
             axis=1,
         )
+
+    def counts(self, archs: IntMatrix) -> FloatMatrix:
+        """(n, slots) canonical -> (n, blocks): how often each block stands in each network."""
+        counts = np.zeros((len(archs), len(self.keys)))
+        for row, numbers in zip(counts, self.numbers(archs), strict=True):
+            np.add.at(row, numbers[numbers >= 0], 1.0)
+        return counts
 
     def used(self, archs: IntMatrix) -> list[NDArray[np.int64]]:
         """The distinct block numbers of each network."""

@@ -1,6 +1,6 @@
-"""Predicts the latency of architectures from a latency table: sums of rows, corrected to whole networks.
+"""Predicts the latency of architectures from a latency table: an intercept and a row for each block.
 
-ms = intercept + slope * sum over the positions of the measured cost of the block that stands there. The interval is
+ms = intercept + the sum over the positions of the table's row for the block that stands there. The interval is
 split-conformal (Vovk et al. 2005; Lei et al. 2018): the quantile of the relative errors on held-out networks that were
 measured with the table and never fitted.
 """
@@ -27,7 +27,7 @@ FloatVector = NDArray[np.float64]
 class AdditivePredictor:
     """Latency in ms of a space's architectures, from a table measured for one target.
 
-    `costs_ms[p]` holds the corrected cost at position p of every combination of the options of that position's slots
+    `costs_ms[p]` holds the cost at position p of every combination of the options of that position's slots
     (last slot fastest), so `intercept_ms` plus one entry per position is the prediction: what differentiable searches
     need. Raises MissingRowError if a block of the space has no row, PredictorError if the table's networks are not of
     this space.
@@ -41,7 +41,7 @@ class AdditivePredictor:
             raise MissingRowError(_missing_message(missing, space, table))
         rows = np.array([table.rows[key].ms for key in self.index.keys])
         self.intercept_ms = table.intercept_ms
-        self.costs_ms = self.index.costs(table.slope * rows)
+        self.costs_ms = self.index.costs(rows)
         self._errors = self._held_out_errors()
 
     def predict_ms(self, archs: IntMatrix) -> FloatVector:

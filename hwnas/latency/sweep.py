@@ -2,7 +2,7 @@
 
 What a block costs inside a fused network is not what it costs alone. So whole networks are profiled node by node (a
 covering set in which every block of the space occurs, or a few random ones), each node's time is given to its block,
-and the sums are corrected to un-profiled latency by an affine fit on other networks measured without the profiler.
+and whole networks measured without the profiler calibrate the result (`calibrate.py`).
 Further networks, never fitted, give the error that is printed beside the noise floor: the same networks measured again
 by a second session.
 
@@ -26,12 +26,13 @@ import numpy as np
 
 from hwnas import __version__
 from hwnas.errors import PredictorError
-from hwnas.latency.covering import anchor_archs, covering_archs, random_archs
-from hwnas.latency.estimate import estimate_rows
+from hwnas.latency.calibrate import calibrate
+from hwnas.latency.covering import anchor_archs, covering_archs, distinct_archs, random_archs, spread_archs
+from hwnas.latency.estimate import block_features, estimate, estimate_rows
 from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import anchor_scale
-from hwnas.latency.rows import fit_correction, measured_rows, position_times
+from hwnas.latency.rows import measured_rows, node_counts, position_times
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
 from hwprof.client import AgentClient
 from hwprof.devices import Device
@@ -51,8 +52,8 @@ class SweepConfig:
     """How much is measured.
 
     `networks` is 0 for a covering set, or the number of random networks of a quick table, whose missing rows are then
-    estimated. `fit` networks correct the sums, `held_out` networks validate. A group is measured together, interleaved;
-    a network that was refused is tried again, `attempts` times in all.
+    estimated. `fit` networks calibrate the blocks, `held_out` networks validate. A group is measured together,
+    interleaved; a network that was refused is tried again, `attempts` times in all.
     """
 
     networks: int = 0
@@ -96,7 +97,12 @@ def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) 
     """Choose the networks by seed alone, so that a restarted profile chooses the same."""
     rng = np.random.default_rng(config.seed)
     anchors = anchor_archs(space, index, rng)
-    whole = random_archs(space, config.fit + config.held_out, rng, exclude=anchors)
+    # Half of the networks to fit are spread from the smallest to the largest, where searches end; validation is on
+    # networks drawn uniformly.
+    spread = distinct_archs(spread_archs(space, 10 * config.fit, rng), config.fit // 2, exclude=anchors)
+    taken = np.concatenate([anchors, spread])
+    others = random_archs(space, config.fit - len(spread) + config.held_out, rng, exclude=taken)
+    whole = np.concatenate([spread, others])
     fit = max(3, len(whole) * config.fit // (config.fit + config.held_out))
     if config.networks:
         profiled = random_archs(space, config.networks, rng, exclude=np.concatenate([anchors, whole]))
@@ -254,7 +260,6 @@ def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> L
     ]
     rows = measured_rows(index, archs, times)
     rows |= estimate_rows(index, rows)
-    sums = index.costs({key: row.ms for key, row in rows.items()})
     whole, again = session.accepted(FIT) | session.accepted(HELD_OUT), session.accepted(AGAIN)
 
     def measured(archs: IntMatrix, role: str) -> Iterator[Model]:
@@ -264,16 +269,27 @@ def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> L
                 yield Model(format_arch(arch), role, whole[arch]["ratio"] * scale, whole[arch]["spread"], second)
 
     fit, held_out = list(measured(selection.fit, "fit")), list(measured(selection.held_out, "held-out"))
-    slope, intercept = fit_correction(index.total(_matrix(fit), sums), np.array([model.ms for model in fit]))
+    nodes = node_counts(index, archs, (result["nodes"] for result in profiled.values()))
+    nodes |= estimate(index, nodes)[0]
+    calibration = calibrate(
+        np.array([rows[key].ms for key in index.keys]),
+        np.array([nodes[key] for key in index.keys]),
+        block_features(index.blocks),
+        index.counts(_matrix(fit)),
+        np.array([model.ms for model in fit]),
+    )
+    predicted_ms = calibration.intercept_ms + index.counts(_matrix(held_out)) @ calibration.block_ms
     return LatencyTable(
         target=session.target,
         fingerprint=session.client.fingerprint,
         provenance=_provenance(session, records, len(archs)),
-        slope=slope,
-        intercept_ms=intercept,
+        intercept_ms=calibration.intercept_ms,
         models=(*anchors, *fit, *held_out),
-        validation=_validate(intercept + slope * index.total(_matrix(held_out), sums), held_out),
-        rows=rows,
+        validation=_validate(predicted_ms, held_out),
+        rows={
+            key: replace(rows[key], ms=float(ms), profiled_ms=rows[key].ms)
+            for key, ms in zip(index.keys, calibration.block_ms, strict=True)
+        },
     )
 
 

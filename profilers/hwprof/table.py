@@ -28,15 +28,17 @@ LARGEST = sys.float_info.max
 
 @dataclass(frozen=True)
 class Row:
-    """Latency of one block inside a network: median over its occurrences in ms, their relative spread, their number.
+    """Latency in ms of one block inside a network that runs without a profiler.
 
-    `origin` is "measured", or "estimated" for a block that no profiled network held (then `count` is 0).
+    `profiled_ms` is what a profiler measured: the median over the block's occurrences, with their relative spread and
+    their number. `origin` is "measured", or "estimated" for a block that no profiled network held (`count` is then 0).
     """
 
     ms: float
     spread: float
     count: int
     origin: str = "measured"
+    profiled_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ class Validation:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Measured latencies for one target. `provenance` is free-form; `slope` and `intercept_ms` turn sums of rows,
-    which were measured inside profiled networks, into latencies of un-profiled ones: ms = intercept + slope * sum."""
+    """Measured latencies for one target: a model takes `intercept_ms` and, for each of its blocks, that row's ms.
+
+    `provenance` is free-form.
+    """
 
     target: Target
     fingerprint: dict[str, str]
     provenance: dict[str, Any]
-    slope: float
     intercept_ms: float
     models: tuple[Model, ...]
     validation: Validation | None
@@ -119,7 +122,7 @@ def dump_table(table: LatencyTable) -> str:
         "target": to_json(table.target),
         "fingerprint": table.fingerprint,
         "provenance": table.provenance,
-        "correction": {"slope": table.slope, "intercept_ms": table.intercept_ms},
+        "intercept_ms": table.intercept_ms,
         "validation": None if table.validation is None else asdict(table.validation),
     }
     lines = "\n" + ",\n".join(f" {json.dumps(key)}: {_lines(value)}" for key, value in head.items())
@@ -190,8 +193,7 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
             target=target_from_json(values["target"]),
             fingerprint={str(key): str(value) for key, value in values["fingerprint"].items()},
             provenance=dict(values["provenance"]),
-            slope=values["correction"]["slope"],
-            intercept_ms=values["correction"]["intercept_ms"],
+            intercept_ms=values["intercept_ms"],
             models=tuple(Model(**model) for model in values["models"]),
             validation=None if values["validation"] is None else Validation(**values["validation"]),
             rows={key: Row(**row) for key, row in values["rows"].items()},
@@ -213,10 +215,12 @@ def _unique(pairs: Iterable[tuple[str, Any]], source: str) -> dict[str, Any]:
 
 def _check_values(table: LatencyTable, source: str) -> None:
     """Every number finite and in its range: a bad one would be believed by everything behind it."""
-    positive: dict[str, Any] = {"correction.slope": table.slope}
+    positive: dict[str, Any] = {}
     counted: dict[str, Any] = {}
     for key, row in table.rows.items():
         positive[f"rows[{key!r}].ms"] = row.ms
+        if row.profiled_ms is not None:
+            positive[f"rows[{key!r}].profiled_ms"] = row.profiled_ms
         counted |= {f"rows[{key!r}].spread": row.spread, f"rows[{key!r}].count": row.count}
         if row.origin not in ("measured", "estimated"):
             raise TableError(f"{source}: rows[{key!r}].origin is {row.origin!r}, must be measured or estimated")
@@ -229,7 +233,7 @@ def _check_values(table: LatencyTable, source: str) -> None:
             raise TableError(f"{source}: models[{model.name!r}].role is {model.role!r}, must be {', '.join(ROLES)}")
     if table.validation is not None:
         counted |= {f"validation.{name}": value for name, value in asdict(table.validation).items()}
-    checks = [("a finite number", -math.inf, {"correction.intercept_ms": table.intercept_ms})]
+    checks = [("a finite number", -math.inf, {"intercept_ms": table.intercept_ms})]
     checks += [("a number of at least 0", 0.0, counted), ("a positive number", math.ulp(0.0), positive)]
     for expected, least, values in checks:
         for name, value in values.items():

@@ -20,7 +20,6 @@ TABLE = LatencyTable(
     target=Target(),
     fingerprint={"cpu": "A processor", "onnxruntime": "1.20.0"},
     provenance={"command": "hwnas profile", "state": {"load": "0.10"}, "refused": 0},
-    slope=0.9123456789,
     intercept_ms=-0.0123,
     models=(
         Model("0-1", "anchor", 1.25, 0.01),
@@ -63,10 +62,10 @@ rows = st.builds(
 )
 
 
-@given(st.dictionaries(st.text(), rows, max_size=5), st.floats(1e-3, 1e3), st.floats(-10, 10))
-def test_rows_keep_six_digits_and_the_correction_all(rows: dict[str, Row], slope: float, intercept: float) -> None:
-    once = load_table(dump_table(replace(TABLE, rows=rows, slope=slope, intercept_ms=intercept)))
-    assert (once.slope, once.intercept_ms) == (slope, intercept)
+@given(st.dictionaries(st.text(), rows, max_size=5), st.floats(-10, 10))
+def test_rows_keep_six_digits_and_the_intercept_all(rows: dict[str, Row], intercept: float) -> None:
+    once = load_table(dump_table(replace(TABLE, rows=rows, intercept_ms=intercept)))
+    assert once.intercept_ms == intercept
     assert once.rows.keys() == rows.keys()
     for key, row in rows.items():
         assert once.rows[key].ms == pytest.approx(row.ms, rel=5e-6)
@@ -133,7 +132,7 @@ def test_any_flipped_digit_is_refused(place: int) -> None:
         pytest.param(setting("rows", "head", value=1.0), "lacks or misnames", id="row that is a number"),
         pytest.param(setting("rows", value=[]), "lacks or misnames", id="rows in a list"),
         pytest.param(setting("models", value=[1]), "lacks or misnames", id="model that is a number"),
-        pytest.param(setting("correction", value={"slope": 1.0}), "lacks or misnames", id="no intercept"),
+        pytest.param(TEXT.replace("intercept_ms", "intercept"), "checksum", id="no intercept"),
         pytest.param(setting("fingerprint", value=[1]), "lacks or misnames", id="fingerprint in a list"),
         pytest.param(setting("target", value=[1]), "lacks or misnames", id="target in a list"),
         pytest.param(setting("target", "batch", value=True), "target.batch must be int", id="batch true"),
@@ -141,9 +140,9 @@ def test_any_flipped_digit_is_refused(place: int) -> None:
         pytest.param(setting("rows", "head", "origin", value="guessed"), "origin is 'guessed'", id="unknown origin"),
         pytest.param(setting("models", 0, "role", value="king"), "role is 'king'", id="unknown role"),
         pytest.param(setting("models", 0, "name", value=3), "models", id="name that is a number"),
-        pytest.param(setting("correction", "slope", value=0.0), "slope is 0.0, must be a positive", id="slope 0"),
-        pytest.param(setting("correction", "slope", value="1.0"), "slope is '1.0'", id="slope as text"),
-        pytest.param(setting("correction", "intercept_ms", value=10**400), "must be a finite", id="huge intercept"),
+        pytest.param(setting("rows", "head", "profiled_ms", value=0.0), "profiled_ms is 0.0", id="profiled 0"),
+        pytest.param(setting("intercept_ms", value="1.0"), "intercept_ms is '1.0'", id="intercept as text"),
+        pytest.param(setting("intercept_ms", value=10**400), "must be a finite", id="huge intercept"),
         pytest.param(setting("validation", "mean_error", value=math.nan), "must be a number of at", id="error NaN"),
     ],
 )
@@ -244,7 +243,7 @@ json_values = st.recursive(
             ("models", 0, "name"),
             ("models", 0, "role"),
             ("models", 2, "again_ms"),
-            ("correction", "slope"),
+            ("intercept_ms",),
             ("validation", "models"),
             ("target", "runtime"),
             ("fingerprint", "cpu"),

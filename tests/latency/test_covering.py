@@ -5,7 +5,7 @@ import pytest
 
 from hwnas.blocks import ConvBlock
 from hwnas.errors import PredictorError
-from hwnas.latency.covering import anchor_archs, covering_archs, random_archs
+from hwnas.latency.covering import anchor_archs, covering_archs, random_archs, spread_archs
 from hwnas.latency.index import BlockIndex
 from hwnas.space import Position, SearchSpace, Slot
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
@@ -118,3 +118,17 @@ def test_random_networks_are_distinct_and_new():
     assert archs.shape == (40, len(SMALL.slots))
     assert len(np.unique(np.concatenate([archs, taken]), axis=0)) == 45
     assert (SMALL.canonical(archs) == archs).all()
+
+
+def test_spread_networks_reach_both_ends_where_uniform_ones_do_not():
+    space = MobileNetV3Space()
+    index = BlockIndex(space)
+    macs = index.costs(np.array([block.macs for block in index.blocks], dtype=float))
+    spread, uniform = (
+        np.log(index.total(archs, macs)).std()
+        for archs in (
+            spread_archs(space, 300, np.random.default_rng(0)),
+            space.sample(300, np.random.default_rng(0)),
+        )
+    )
+    assert spread > 1.5 * uniform

@@ -50,7 +50,7 @@ def table(space: MobileNetV3Space) -> LatencyTable:
     archs = space.sample(20, np.random.default_rng(0))
     names = list(dict.fromkeys(format_arch(arch) for arch in archs))[:3]
     anchors = tuple(Model(name, "anchor", ms, 0.0) for name, ms in zip(names, ANCHOR_MS, strict=True))
-    return LatencyTable(Target(), fingerprint, {}, 1.0, 0.0, anchors, None, {"row": Row(1.0, 0.0, 1)})
+    return LatencyTable(Target(), fingerprint, {}, 0.0, anchors, None, {"row": Row(1.0, 0.0, 1)})
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from hwnas.errors import PredictorError
 from hwnas.latency.index import BlockIndex
-from hwnas.latency.rows import SMALLEST_MS, fit_correction, measured_rows, position_times
+from hwnas.latency.rows import SMALLEST_MS, measured_rows, node_counts, position_times
 from hwnas.spaces.nasbench201 import NasBench201Space
 
 SPACE = NasBench201Space(channels=4, cells=1, resolution=8)
@@ -45,35 +45,10 @@ def test_a_block_that_is_always_fused_away_keeps_a_positive_row():
     assert {row.ms for row in rows.values()} == {1.0, SMALLEST_MS}
 
 
-@pytest.mark.parametrize("intercept", [0.3, 0.0, -0.2])
-def test_correction_is_recovered(intercept):
-    sums = np.linspace(1, 5, 12)
-    slope, found = fit_correction(sums, 0.9 * sums + intercept)
-    assert (slope, found) == pytest.approx((0.9, intercept))
-
-
-def test_correction_minimises_the_relative_error():
-    rng = np.random.default_rng(0)
-    sums = rng.uniform(1, 100, 400)
-    measured = (1.1 * sums + 0.5) * np.exp(rng.normal(0, 0.02, 400))
-    assert fit_correction(sums, measured) == pytest.approx((1.1, 0.5), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("sums", "measured"),
-    [([1.0, 2.0], [1.2, 2.4]), ([2.0], [2.4]), ([1.0, 1.01, 1.02], [1.2, 1.212, 1.224])],
-    ids=["two", "one", "alike"],
-)
-def test_too_little_for_an_intercept(sums, measured):
-    assert fit_correction(np.array(sums), np.array(measured)) == pytest.approx((1.2, 0))
-
-
-def test_a_falling_line_is_not_believed():
-    slope, intercept = fit_correction(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0]))
-    assert slope > 0
-    assert intercept == 0
-
-
-def test_no_network_is_an_error():
-    with pytest.raises(PredictorError, match="no whole network was measured"):
-        fit_correction(np.zeros(0), np.zeros(0))
+def test_nodes_are_counted_with_those_the_runtime_added():
+    archs = np.array([[3, 3, 3, 3, 3, 3]])
+    index = BlockIndex(SPACE)
+    nodes = [("b0:conv", 5.0), ("reorder", 1.0), ("b0:add", 2.0)]
+    counts = node_counts(index, archs, [nodes])
+    assert counts[index.keys[index.numbers(archs)[0, 0]]] == 3
+    assert sorted(set(counts.values())) == [0, 3]

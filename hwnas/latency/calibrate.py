@@ -12,7 +12,8 @@ of a Bayesian linear regression (Bishop 2006, section 3.3; the form with kernels
 with normal priors on intercept, scale, delta and beta, and relative noise. Their widths are those of a small grid with
 the largest marginal likelihood: large networks, whose profiles are exact, stay close to an affine correction, and
 networks of some microseconds a node, whose profiles are mostly clock, are learnt from the evidence. All of it is
-additive over blocks, so the result is again one number per block.
+additive over blocks, so the result is again one number per block. Time cannot be negative, so the posterior's maximum
+is sought where no block's is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LinearRegression
 
 from hwnas.errors import PredictorError
 
@@ -64,31 +66,59 @@ def calibrate(
     scaled = features / mean_sums * measured_ms.mean()
     scaled[:, ~(counts @ features).any(axis=0)] = 0.0
     moved = counts @ scaled / measured_ms[:, None]
-    intercept = measured_ms.mean() / measured_ms
-    for intercept_sd in (_INTERCEPT_SD, 0.0):
-        weights, block_sd, feature_sd = _fit(blocks, moved, intercept * intercept_sd)
-        intercept_ms = intercept_sd**2 * float(intercept @ weights) * float(measured_ms.mean())
-        if intercept_ms >= 0:  # a network cannot give time back: then there is no fixed cost to be seen
-            break
-    scale = _SCALE_SD**2 * float(blocks.sum(axis=1) @ weights)
-    delta = block_sd**2 * (blocks.T @ weights)
-    beta = feature_sd**2 * (moved.T @ weights)
-    return Calibration(np.maximum(base * (1 + scale + delta) + scaled @ beta, _FLOOR * base), intercept_ms)
+    widths = _widths(blocks, moved, _INTERCEPT_SD * measured_ms.mean() / measured_ms)
+    return _most_probable(base, scaled, counts, measured_ms, *widths)
 
 
-def _fit(blocks: FloatMatrix, moved: FloatMatrix, intercept: FloatVector) -> tuple[FloatVector, float, float]:
-    """The dual weights (n,) of the posterior mean, and the widths for blocks and features of the largest evidence."""
+def _most_probable(
+    base: FloatVector,
+    scaled: FloatMatrix,
+    counts: FloatMatrix,
+    measured_ms: FloatVector,
+    block_sd: float,
+    feature_sd: float,
+    noise_sd: float,
+) -> Calibration:
+    """The posterior's maximum where no block costs less than part of its profile, and the intercept is not negative.
+
+    One least squares problem in (blocks' times above their floor, intercept, beta, scale): a row for each measured
+    network, for each block's prior, and for the priors of the rest.
+    """
+    floor = _FLOOR * base
+    shared = np.concatenate([scaled * feature_sd, (base * _SCALE_SD)[:, None]], axis=1)
+    intercept_ms = _INTERCEPT_SD * measured_ms.mean()
+    evidence = (
+        np.concatenate([counts, np.full((len(counts), 1), intercept_ms)], axis=1) / measured_ms[:, None] / noise_sd
+    )
+    prior = np.diag(1 / (block_sd * base))
+    rest = shared.shape[1]
+    design = np.block(
+        [
+            [evidence, np.zeros((len(counts), 2 * rest))],
+            [prior, np.zeros((len(base), 1)), -prior @ shared, prior @ shared],
+            [np.zeros((1, len(base))), np.ones((1, 1)), np.zeros((1, 2 * rest))],
+            [np.zeros((rest, len(base) + 1)), np.eye(rest), -np.eye(rest)],
+        ]
+    )
+    wanted = np.concatenate([(1 - counts @ floor / measured_ms) / noise_sd, prior @ (base - floor), np.zeros(1 + rest)])
+    # Non-negative least squares; what may be negative (beta, scale) is the difference of two.
+    found = LinearRegression(positive=True, fit_intercept=False).fit(design, wanted).coef_
+    return Calibration(floor + found[: len(base)], float(found[len(base)]) * intercept_ms)
+
+
+def _widths(blocks: FloatMatrix, moved: FloatMatrix, intercept: FloatVector) -> tuple[float, float, float]:
+    """The prior widths of blocks and features and that of the noise with the largest marginal likelihood."""
     total = blocks.sum(axis=1)
     residual = 1 - total
     shared = _SCALE_SD**2 * np.outer(total, total) + np.outer(intercept, intercept)
     kernels = blocks @ blocks.T, moved @ moved.T
-    best, found = -np.inf, (residual, 0.0, 0.0)
+    best, found = -np.inf, (_BLOCK_SD[0], _FEATURE_SD[0], _NOISE_SD[0])
     for block, feature, noise in itertools.product(_BLOCK_SD, _FEATURE_SD, _NOISE_SD):
         covariance = shared + block**2 * kernels[0] + feature**2 * kernels[1] + noise**2 * np.eye(len(residual))
-        weights = np.linalg.solve(covariance, residual)
-        evidence = -0.5 * float(residual @ weights) - 0.5 * float(np.linalg.slogdet(covariance)[1])
+        evidence = -0.5 * float(residual @ np.linalg.solve(covariance, residual))
+        evidence -= 0.5 * float(np.linalg.slogdet(covariance)[1])
         if evidence > best:
-            best, found = evidence, (weights, block, feature)
+            best, found = evidence, (block, feature, noise)
     return found
 
 

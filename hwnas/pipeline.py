@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import __version__
-from hwnas.errors import RunError
+from hwnas.errors import DataError, RunError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.onnx import export_onnx, write_onnx
 from hwnas.export.verify import Verification, verify_onnx
@@ -68,12 +68,24 @@ def search_stage(run: Run) -> list[Arch]:
     InfeasibleError if nothing keeps the latency limit, RunError if every training failed.
     """
     run.open_folder()
+    _check_data(run)
     with run.timed("score"):
         finalists = _finalists(run)
     with run.timed("train"):
         for number, arch in enumerate(finalists):
             _train(run, arch, f"train network {number + 1} of {len(finalists)}")
     return trained_front(run)
+
+
+def _check_data(run: Run) -> None:
+    """Raise DataError unless the space's networks take the data's images and tell its classes apart."""
+    channels = run.space.largest_input[0]
+    if (channels, run.space.num_classes) != (run.data.channels, run.data.num_classes):
+        raise DataError(
+            f"the space has {channels} channels and {run.space.num_classes} classes, the data {run.data.name} has "
+            f"{run.data.channels} and {run.data.num_classes}: leave space.in_channels and space.num_classes out of the "
+            "recipe, then they are the data's"
+        )
 
 
 def trained_front(run: Run) -> list[Arch]:

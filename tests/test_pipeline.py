@@ -194,6 +194,15 @@ def test_a_table_of_another_machine_searches_but_does_not_measure(finished: Path
     assert summary.warnings
 
 
+def test_a_space_that_does_not_fit_the_data_is_explained(finished: Path, tmp_path: Path) -> None:
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"')
+    (tmp_path / "toy.toml").write_text(text.replace("head_widths", "in_channels = 3\nhead_widths"))
+    message = hwnas(tmp_path, "search", "toy.toml", code=1).stderr
+    assert "3 channels" in message
+    assert "space.in_channels" in message
+
+
 def test_missing_stages_say_what_to_run(tmp_path: Path) -> None:
     (tmp_path / "toy.toml").write_text(RECIPE)
     assert "hwnas profile" in hwnas(tmp_path, "search", "toy.toml", code=1).stderr

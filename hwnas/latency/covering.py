@@ -18,14 +18,16 @@ MAX_TRIALS = 256
 STARTS = 32
 
 
-def covering_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator) -> IntMatrix:
+def covering_archs(
+    space: SearchSpace, index: BlockIndex, rng: np.random.Generator, seen: BoolVector | None = None
+) -> IntMatrix:
     """(n, slots): networks in which every block of the space occurs at least once, greedily few.
 
-    Each network starts with a block not seen yet and is improved position by position for the number of unseen blocks
-    in it. Raises PredictorError if no network holds some block of the space.
+    `seen` (blocks,) are blocks that need not occur. Each network starts with a block not seen yet and is improved
+    position by position for the number of unseen blocks in it. Raises PredictorError if no network holds some block.
     """
-    seen = np.zeros(len(index.keys), dtype=bool)
-    found: list[IntMatrix] = []
+    seen = np.zeros(len(index.keys), dtype=bool) if seen is None else seen.copy()
+    found = [np.empty((0, len(space.slots)), dtype=np.int64)]
     while not seen.all():
         arch = _start(space, index, int(np.flatnonzero(~seen)[0]), rng)
         for _ in range(PASSES):

@@ -50,6 +50,12 @@ def block_features(blocks: tuple[Block, ...]) -> FloatMatrix:
     return np.array([[features[name] for name in names] for features in table])
 
 
+def with_unseen_operators(features: FloatMatrix, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(blocks,) the blocks with an operator that no `known` (blocks,) block has, given (blocks, features)."""
+    unseen = ~(features[known] > 0).any(axis=0)
+    return np.asarray((features[:, unseen] > 0).any(axis=1))
+
+
 def _kind(op: Op) -> str:
     groups = getattr(op.module, "groups", 1)
     kernel = getattr(op.module, "kernel_size", (1, 1))
@@ -73,11 +79,10 @@ def estimate(index: BlockIndex, known: dict[str, float]) -> tuple[dict[str, floa
         return {}, 0.0
     features = block_features(index.blocks)
     missing = [key for key in index.keys if key not in known]
-    unseen = (features[~measured] > 0).any(axis=0) & ~(features[measured] > 0).any(axis=0)
-    if unseen.any():
-        row = np.flatnonzero((features[~measured] > 0)[:, unseen].any(axis=1))[0]
+    foreign = np.flatnonzero(with_unseen_operators(features, measured))
+    if len(foreign):
         raise PredictorError(
-            f"no profiled network holds an operator of {missing[row]}, so its latency cannot be estimated; "
+            f"no profiled network holds an operator of {index.keys[foreign[0]]}, so its latency cannot be estimated; "
             "profile the covering set (profile.networks = 0) or more networks"
         )
     values = np.array([known[key] for key in index.keys if key in known])

@@ -28,7 +28,7 @@ from hwnas import __version__
 from hwnas.errors import PredictorError
 from hwnas.latency.calibrate import calibrate
 from hwnas.latency.covering import anchor_archs, covering_archs, distinct_archs, random_archs, spread_archs
-from hwnas.latency.estimate import block_features, estimate, estimate_rows
+from hwnas.latency.estimate import block_features, estimate, estimate_rows, with_unseen_operators
 from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import anchor_scale
@@ -42,6 +42,9 @@ from hwprof.table import LatencyTable, Model, Validation, write_table
 from hwprof.target import Plan, Target, to_json
 
 Progress = Callable[[str, int, int], None]
+
+# A small space is covered by a few networks, but a block's time in two or three of them is little evidence.
+LEAST_PROFILED = 12
 
 # Phases of a profile. "again" is a second session: another agent process, after everything else.
 NODES, FIT, HELD_OUT, AGAIN = "profiled networks", "networks to fit", "networks to validate", "second session"
@@ -57,7 +60,7 @@ class SweepConfig:
     """
 
     networks: int = 0
-    fit: int = 12
+    fit: int = 24
     held_out: int = 24
     group: int = 8
     attempts: int = 3
@@ -101,13 +104,18 @@ def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) 
     # networks drawn uniformly.
     spread = distinct_archs(spread_archs(space, 10 * config.fit, rng), config.fit // 2, exclude=anchors)
     taken = np.concatenate([anchors, spread])
-    others = random_archs(space, config.fit - len(spread) + config.held_out, rng, exclude=taken)
-    whole = np.concatenate([spread, others])
+    uniform = random_archs(space, config.fit - len(spread) + config.held_out, rng, exclude=taken)
+    whole = np.concatenate([spread, uniform])
     fit = max(3, len(whole) * config.fit // (config.fit + config.held_out))
+    others = random_archs(space, config.networks or LEAST_PROFILED, rng, exclude=np.concatenate([anchors, whole]))
     if config.networks:
-        profiled = random_archs(space, config.networks, rng, exclude=np.concatenate([anchors, whole]))
+        # What the random networks lack is estimated, except for operators that none of them holds.
+        seen = np.asarray(index.counts(others).any(axis=0))
+        needed = with_unseen_operators(block_features(index.blocks), seen)
+        profiled = np.concatenate([others, covering_archs(space, index, rng, seen=~needed)])
     else:
-        profiled = covering_archs(space, index, rng)
+        covering = covering_archs(space, index, rng)
+        profiled = np.concatenate([covering, others[: max(0, LEAST_PROFILED - len(covering))]])
     if len(whole) < 5 or len(profiled) == 0:
         raise PredictorError(
             f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate, "

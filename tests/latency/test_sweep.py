@@ -375,3 +375,19 @@ def test_a_noisy_neighbour_is_seen_through_or_refused(space: MobileNetV3Space, t
                 neighbour.kill()
                 neighbour.communicate()
     assert quiet.refused or noisy.refused or noisy.ratio == pytest.approx(quiet.ratio, rel=0.25)
+
+
+def test_a_quick_selection_holds_every_operator_and_a_small_covering_set_is_filled_up() -> None:
+    from hwnas.latency.estimate import block_features, with_unseen_operators
+    from hwnas.latency.index import BlockIndex
+    from hwnas.latency.sweep import LEAST_PROFILED, select_networks
+    from hwnas.spaces.nasbench201 import NasBench201Space
+
+    cells = NasBench201Space(channels=4, cells=1, resolution=8)
+    index = BlockIndex(cells)
+    quick = select_networks(cells, index, SweepConfig(networks=4)).profiled
+    known = index.counts(quick).any(axis=0)
+    assert not with_unseen_operators(block_features(index.blocks), known).any()
+    covering = select_networks(cells, index, SweepConfig()).profiled
+    assert index.counts(covering).any(axis=0).all()
+    assert len(covering) >= LEAST_PROFILED

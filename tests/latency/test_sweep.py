@@ -297,7 +297,11 @@ def refuse(group: Group, chosen: Any) -> Group:
     )
 
 
-def test_a_refused_network_is_tried_again_in_other_company(space: MobileNetV3Space, tmp_path: Path, spy: Spy) -> None:
+def test_a_refused_network_is_tried_again_in_other_company(
+    space: MobileNetV3Space, tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwnas.latency.sweep.LEAST_PROFILED", 0)
+
     def refuse_first(client: AgentClient, group: Group, call: int) -> Group:
         return refuse(group, lambda result: call in (1, 3) and result.name == group.results[0].name)
 

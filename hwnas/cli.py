@@ -102,7 +102,8 @@ def profile(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> 
 @app.command(epilog="Example: hwnas search pipelines/quickstart.toml")
 def search(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> None:
     """Search under the latency table, train the finalists; goes on where it was stopped."""
-    from hwnas.pipeline import search_stage, train_study
+    from hwnas.pipeline import search_stage
+    from hwnas.run import train_study
     from hwnas.search.study import recorded
     from hwnas.space import format_arch
 

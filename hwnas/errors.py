@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class HwnasError(Exception):
     """Root of all errors raised on purpose by hwnas."""
@@ -43,13 +40,4 @@ class RunError(HwnasError, RuntimeError):
 
 
 class MissingPackageError(HwnasError, ImportError):
-    """An optional package is not installed."""
-
-
-@contextmanager
-def needs_package(install: str) -> Iterator[None]:
-    """Turn an ImportError inside the block into one that says how to install what is missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingPackageError(f"{error}; install it with: pip install {install}") from error
+    """An optional package is not installed; the message says how to install it."""

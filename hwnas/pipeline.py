@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from hwnas import __version__
 from hwnas.errors import DataError, RunError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.onnx import export_onnx, write_onnx
@@ -21,22 +19,19 @@ from hwnas.export.verify import Verification, verify_onnx
 from hwnas.latency.measure import Measured, measure_files
 from hwnas.latency.sweep import SweepConfig, profile
 from hwnas.report.html import write_html
-from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
-from hwnas.run import Run
+from hwnas.report.summary import RunSummary
+from hwnas.results import drift_warnings, exported_file, model_card, network_row, write_summary
+from hwnas.run import SURROGATE, Run, move_aside, score_objectives, score_study, train_objectives, train_study
 from hwnas.search.assisted import assisted_search, choose_finalists
 from hwnas.search.pareto import nondominated
-from hwnas.search.problem import Objective, to_losses
-from hwnas.search.study import ask_arch, failed, make_sampler, open_study, record_failure, record_trial, recorded
-from hwnas.space import Arch, format_arch
+from hwnas.search.problem import to_losses
+from hwnas.search.study import ask_arch, failed, record_failure, record_trial, recorded
+from hwnas.space import Arch
 from hwnas.train.loop import TrainConfig, TrainingFailed, train
 from hwnas.train.preprocess import normalise
 from hwnas.zeroshot import compute_scores
 from hwprof.errors import HwprofError
-from hwprof.files import write_atomic
-from hwprof.table import LatencyTable, read_table
-
-CONFIDENCE = 0.9
-SURROGATE = "surrogate"
+from hwprof.table import LatencyTable
 
 
 @dataclass(frozen=True)
@@ -49,13 +44,19 @@ class ProfileResult:
 
 
 def profile_stage(run: Run, *, fresh: bool = False) -> ProfileResult:
-    """Measure the latency table of the recipe's target and space, unless it is there already."""
+    """Measure the latency table of the recipe's target and space, unless it is there already.
+
+    Raises TableError if it is there and its runtime was upgraded since; `fresh` moves the old table aside.
+    """
     section = run.recipe.profile
     if section.table is not None:
         return ProfileResult(run.table_path, run.table, True)
-    path = run.own_table_path
+    path = run.table_path
     if path.exists() and not fresh:
-        return ProfileResult(path, read_table(path), True)
+        run.table.require_target(run.target, run.fingerprint)
+        return ProfileResult(path, run.table, True)
+    if path.exists():
+        move_aside(path)
     config = SweepConfig(section.networks, section.fit, section.held_out, seed=run.recipe.seed)
     table = profile(run.space, run.target, run.device, path, config, progress=run.progress)
     return ProfileResult(path, table, False)
@@ -99,32 +100,6 @@ def trained_front(run: Run) -> list[Arch]:
     values = np.array([trials[arch].values for arch in archs])
     front = [archs[row] for row in np.flatnonzero(nondominated(to_losses(values, train_objectives(run))))]
     return sorted(front, key=lambda arch: trials[arch].values[1])
-
-
-def train_objectives(run: Run) -> tuple[Objective, Objective]:
-    """What trained networks are compared by."""
-    return Objective("accuracy", "%", "maximize"), _latency_objective(run)
-
-
-def score_objectives(run: Run) -> tuple[Objective, Objective]:
-    """What untrained networks are compared by."""
-    return Objective(run.recipe.search.score, "", "maximize"), _latency_objective(run)
-
-
-def _latency_objective(run: Run) -> Objective:
-    return Objective("latency", "ms", "minimize", run.recipe.search.latency)
-
-
-def score_study(run: Run) -> optuna.Study:
-    """The study of the zero-shot scores."""
-    section = run.recipe.search
-    sampler = None if section.sampler == SURROGATE else make_sampler(section.sampler, run.recipe.seed)
-    return open_study(run.folder / "journal.log", "score", score_objectives(run), sampler)
-
-
-def train_study(run: Run) -> optuna.Study:
-    """The study of the trained networks."""
-    return open_study(run.folder / "journal.log", "train", train_objectives(run))
 
 
 def _finalists(run: Run) -> list[Arch]:
@@ -239,15 +214,14 @@ def export_stage(run: Run) -> RunSummary:
     run.open_folder()
     with run.timed("export"):
         front = trained_front(run)
-        folder = run.folder / "export"
         models, verified = {}, {}
         for number, arch in enumerate(front):
             run.progress("export and check", number, len(front))
-            models[arch], verified[arch] = _export(run, arch, folder)
+            models[arch], verified[arch] = _export(run, arch)
         run.progress("export and check", len(front), len(front))
     warnings: list[str] = []
     with run.timed("measure"):
-        files = {run.network_name(arch): _file(run, arch) for arch in front}
+        files = {run.network_name(arch): exported_file(run, arch) for arch in front}
         try:
             measured: dict[str, Measured | str] = {
                 **measure_files(
@@ -262,24 +236,20 @@ def export_stage(run: Run) -> RunSummary:
             # The files are good; that they could not be measured here is said in their place.
             measured = dict.fromkeys(files, str(error))
             warnings.append(f"the exported files were not measured: {error}")
-    rows = [_row(run, arch, verified[arch], measured[run.network_name(arch)]) for arch in front]
+    rows = [network_row(run, arch, verified[arch], measured[run.network_name(arch)]) for arch in front]
     for arch, row in zip(front, rows, strict=True):
-        card = _card(run, row, verified[arch])
-        write_onnx(models[arch], metadata_of(card), _file(run, arch))
-        write_card(card, _file(run, arch))
-    return _write_summary(run, rows, warnings + _drift_warnings(measured.values()))
+        card = model_card(run, row, verified[arch])
+        write_onnx(models[arch], metadata_of(card), exported_file(run, arch))
+        write_card(card, exported_file(run, arch))
+    return write_summary(run, rows, warnings + drift_warnings(measured.values()))
 
 
-def _export(run: Run, arch: Arch, folder: Path) -> tuple[Any, Verification]:
+def _export(run: Run, arch: Arch) -> tuple[Any, Verification]:
     module = build(run, arch)
     load_weights(module, weights_path(run, arch))
     model = export_onnx(module, run.space.input_shape(arch))
-    write_onnx(model, {}, _file(run, arch))
-    return model, verify_onnx(_file(run, arch), module, _test_batches(run, run.space.input_shape(arch)[1]))
-
-
-def _file(run: Run, arch: Arch) -> Path:
-    return run.folder / "export" / f"{run.network_name(arch)}.onnx"
+    write_onnx(model, {}, exported_file(run, arch))
+    return model, verify_onnx(exported_file(run, arch), module, _test_batches(run, run.space.input_shape(arch)[1]))
 
 
 def _test_batches(run: Run, size: int, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
@@ -287,113 +257,6 @@ def _test_batches(run: Run, size: int, batch: int = 256) -> Iterator[tuple[Tenso
     for start in range(0, len(data.x_test), batch):
         images = normalise(data.x_test[start : start + batch], data.mean, data.std, size)
         yield images.contiguous(), data.y_test[start : start + batch]
-
-
-def _row(run: Run, arch: Arch, verified: Verification, measured: Measured | str) -> NetworkRow:
-    matrix = np.array([arch])
-    low, high = run.predictor.interval_ms(matrix, CONFIDENCE)
-    trial = recorded(train_study(run))[arch]
-    refused = measured if isinstance(measured, str) else measured.refused
-    found = None if isinstance(measured, str) or measured.refused else measured
-    limit = run.recipe.search.latency
-    blocks = run.space.blocks(arch)
-    file = _file(run, arch)
-    return NetworkRow(
-        name=run.network_name(arch),
-        arch=format_arch(arch),
-        choice=run.space.describe(arch),
-        accuracy=verified.accuracy,
-        valid_accuracy=trial.values[0],
-        predicted_ms=float(run.predictor.predict_ms(matrix)[0]),
-        predicted_low_ms=float(low[0]),
-        predicted_high_ms=float(high[0]),
-        measured_ms=found.ms if found else None,
-        measured_low_ms=found.low_ms if found else None,
-        measured_high_ms=found.high_ms if found else None,
-        refused=refused,
-        macs=sum(block.macs for block in blocks),
-        params=sum(block.params for block in blocks),
-        file=file.relative_to(run.folder).as_posix(),
-        size_bytes=file.stat().st_size,
-        within_limit=None if found is None or limit is None else found.ms <= limit,
-    )
-
-
-def _card(run: Run, row: NetworkRow, verified: Verification) -> dict[str, Any]:
-    """What a stranger needs to run the file and to know where it comes from."""
-    data = run.data
-    return {
-        "version": __version__,
-        "name": row.name,
-        "space": {"name": run.space.name, **run.space.config},
-        "arch": row.arch,
-        "choice": row.choice,
-        "target": {**asdict(run.target), **run.table.fingerprint},
-        "accuracy_percent": row.accuracy,
-        "valid_accuracy_percent": row.valid_accuracy,
-        "predicted_ms": row.predicted_ms,
-        "predicted_interval_ms": [row.predicted_low_ms, row.predicted_high_ms],
-        "measured_ms": row.measured_ms,
-        "not_measured": row.refused,
-        "max_logit_difference": verified.max_difference,
-        "macs": row.macs,
-        "params": row.params,
-        "data": data.name,
-        "classes": list(data.class_names),
-        "input": {
-            "shape": ["batch", *run.space.input_shape(tuple(map(int, row.arch.split("-"))))],
-            "scale": "pixels / 255, then (x - mean) / std per channel",
-            "mean": list(data.mean),
-            "std": list(data.std),
-        },
-    }
-
-
-def _drift_warnings(measured: Iterable[Measured | str]) -> list[str]:
-    drifts = [result.anchor_drift for result in measured if isinstance(result, Measured)]
-    worst = max(drifts, key=abs, default=0.0)
-    if abs(worst) <= 0.1:
-        return []
-    return [
-        f"the anchors run {worst:+.0%} beside the time they had when the table was made; latencies are given on the "
-        "table's scale, as this machine ran then"
-    ]
-
-
-def _write_summary(run: Run, rows: Sequence[NetworkRow], warnings: list[str]) -> RunSummary:
-    validation = run.table.validation
-    limit = run.recipe.search.latency
-    summary = RunSummary(
-        name=run.recipe.name,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        version=__version__,
-        space={"name": run.space.name, **run.space.config},
-        target={**asdict(run.target), **run.table.fingerprint},
-        limits={} if limit is None else {LATENCY_LIMIT: limit},
-        networks=tuple(rows),
-        candidates=tuple(_candidates(run)),
-        table=TableFacts(
-            path=str(run.table_path),
-            rows=len(run.table.rows),
-            held_out=validation.models if validation else None,
-            mean_error=validation.mean_error if validation else None,
-            max_error=validation.max_error if validation else None,
-            noise_floor=validation.noise_floor if validation else None,
-        ),
-        seconds=run.seconds(),
-        recipe=run.recipe_text,
-        warnings=tuple(warnings),
-    )
-    write_atomic(run.folder / "summary.json", summary.to_json())
-    write_html(summary, run.folder / "report.html")
-    return summary
-
-
-def _candidates(run: Run) -> Iterator[Candidate]:
-    trained = recorded(train_study(run))
-    for arch, trial in recorded(score_study(run)).items():
-        accuracy = trained[arch].values[0] if arch in trained else None
-        yield Candidate(format_arch(arch), {run.recipe.search.score: trial.values[0]}, trial.values[1], accuracy)
 
 
 def report_stage(folder: Path) -> RunSummary:

@@ -18,11 +18,15 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+import optuna
+
 from hwnas.errors import RunError
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import AdditivePredictor
 from hwnas.progress import Progress, silent
 from hwnas.recipe import Recipe, changed_keys, parse_recipe
+from hwnas.search.problem import Objective
+from hwnas.search.study import make_sampler, open_study
 from hwnas.space import Arch, SearchSpace, format_arch
 from hwnas.spaces import make_space, space_arguments
 from hwnas.train.data import ImageData, load_data
@@ -32,6 +36,8 @@ from hwprof.files import write_atomic
 from hwprof.host import device_slug
 from hwprof.table import LatencyTable, read_table
 from hwprof.target import Target
+
+SURROGATE = "surrogate"
 
 
 class Run:
@@ -59,13 +65,7 @@ class Run:
 
     def move_away(self) -> Path | None:
         """Rename an existing run folder, so that the run begins anew and nothing is lost; its new path."""
-        if not self.folder.exists():
-            return None
-        for number in range(1, 10_000):
-            target = self.folder.with_name(f"{self.folder.name}.{number}")
-            if not target.exists():
-                return self.folder.rename(target)
-        raise RunError(f"{self.folder} has been moved away 9999 times; delete some of them")
+        return move_aside(self.folder) if self.folder.exists() else None
 
     @cached_property
     def data(self) -> ImageData:
@@ -105,18 +105,16 @@ class Run:
 
     @cached_property
     def table_path(self) -> Path:
-        """Where the table of this target and space is: given, the only one there is, or the one of this machine."""
+        """The table that the recipe names, or that of this space on the machine that the target's device is now."""
         if self.recipe.profile.table is not None:
             return Path(self.recipe.profile.table)
-        found = sorted(Path(self.recipe.profile.tables).glob(f"*/{self._table_name}"))
-        return found[0] if len(found) == 1 else self.own_table_path
+        return Path(self.recipe.profile.tables) / device_slug(self.fingerprint) / self._table_name
 
     @cached_property
-    def own_table_path(self) -> Path:
-        """The table of the machine that the target's device is now."""
+    def fingerprint(self) -> dict[str, str]:
+        """The target's machine and runtime as they are now. Raises DeviceError if the device cannot be reached."""
         with AgentClient(self.device, self.target) as client:
-            machine = device_slug(client.ready["identity"])
-        return Path(self.recipe.profile.tables) / machine / self._table_name
+            return client.fingerprint
 
     @property
     def _table_name(self) -> str:
@@ -159,4 +157,44 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """Wall seconds spent so far, by stage."""
         path = self.folder / "seconds.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        try:
+            return {str(stage): float(spent) for stage, spent in json.loads(path.read_text()).items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise RunError(f"{path} is damaged ({error}); delete it, it only holds the seconds spent so far") from error
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a file or folder to the first free of NAME.1, NAME.2, ...; its new path."""
+    for number in range(1, 10_000):
+        target = path.with_name(f"{path.name}.{number}")
+        if not target.exists():
+            return path.rename(target)
+    raise RunError(f"{path} has been moved aside 9999 times; delete some of them")
+
+
+def train_objectives(run: Run) -> tuple[Objective, Objective]:
+    """What trained networks are compared by."""
+    return Objective("accuracy", "%", "maximize"), _latency_objective(run)
+
+
+def score_objectives(run: Run) -> tuple[Objective, Objective]:
+    """What untrained networks are compared by."""
+    return Objective(run.recipe.search.score, "", "maximize"), _latency_objective(run)
+
+
+def _latency_objective(run: Run) -> Objective:
+    return Objective("latency", "ms", "minimize", run.recipe.search.latency)
+
+
+def score_study(run: Run) -> optuna.Study:
+    """The study of the zero-shot scores."""
+    section = run.recipe.search
+    sampler = None if section.sampler == SURROGATE else make_sampler(section.sampler, run.recipe.seed)
+    return open_study(run.folder / "journal.log", "score", score_objectives(run), sampler)
+
+
+def train_study(run: Run) -> optuna.Study:
+    """The study of the trained networks."""
+    return open_study(run.folder / "journal.log", "train", train_objectives(run))

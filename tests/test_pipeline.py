@@ -270,3 +270,20 @@ def test_ctrl_c_ends_with_one_line_and_its_own_code(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     hwnas(tmp_path, "profile", "toy.toml")
     assert not list(tmp_path.glob("latency_tables/*/*.journal"))
+
+
+def test_a_runtime_upgraded_under_a_table_is_told_and_fresh_keeps_the_old_table(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from hwprof.table import read_table, write_table
+
+    (tmp_path / "toy.toml").write_text(RECIPE)
+    path = tmp_path / json.loads(hwnas(tmp_path, "profile", "toy.toml", "--json").stdout)["path"]
+    table = read_table(path)
+    write_table(replace(table, fingerprint={**table.fingerprint, "onnxruntime": "1.0"}), path)
+    message = " ".join(hwnas(tmp_path, "profile", "toy.toml", code=1).stderr.split())
+    assert "onnxruntime is '1.0' in the table" in message
+    assert "--fresh" in message
+    hwnas(tmp_path, "profile", "toy.toml", "--fresh")
+    assert read_table(path).fingerprint == table.fingerprint
+    assert path.with_name(f"{path.name}.1").exists()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -170,8 +169,6 @@ class _Session:
         self.client = AgentClient(device, target)
         self._path = path
         self._graphs = tempfile.TemporaryDirectory(prefix="hwnas-graphs-")
-        self.graph_seconds = 0.0
-        self.agent_seconds = 0.0
 
     def __enter__(self) -> _Session:
         try:
@@ -231,11 +228,9 @@ class _Session:
             )
 
     def _measure_group(self, phase: str, archs: Sequence[Arch], plan: Plan, nodes: bool) -> None:
-        begin = time.perf_counter()
         # Anchors and others are profiled by the names a table row carries; an anchor can be a member of the set too.
         models = {format_arch(arch): self._graph(arch) for arch in archs}
         anchors = {f"anchor {format_arch(arch)}": self._graph(arch) for arch in self.anchors}
-        self.graph_seconds += time.perf_counter() - begin
         seed = len(self.journal.records)
         try:
             group = self.client.measure(models, anchors, plan, nodes=nodes, seed=seed)
@@ -243,7 +238,6 @@ class _Session:
             # Only the group in flight is lost; a device that stays away fails here again.
             self.client.restart()
             group = self.client.measure(models, anchors, plan, nodes=nodes, seed=seed)
-        self.agent_seconds += group.seconds
         self.journal.append({"phase": phase, **asdict(group)})
         for path in models.values():
             path.unlink()

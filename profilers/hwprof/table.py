@@ -96,7 +96,7 @@ class LatencyTable:
         if differences:
             raise TableError(
                 f"the latency table is of another target: {'; '.join(differences)}. "
-                "Profile this target instead: hwnas profile RECIPE"
+                "Measure this target: hwnas profile --fresh RECIPE"
             )
 
 

@@ -180,7 +180,7 @@ def test_another_machine_or_an_upgraded_runtime_is_refused(
     space: MobileNetV3Space, table: LatencyTable, files: dict[str, Path]
 ) -> None:
     other = replace(table, fingerprint={**table.fingerprint, "onnxruntime": "1.0.0"})
-    with pytest.raises(TableError, match=r"onnxruntime is '1.0.0' in the table, '.*' wanted.*Profile this target"):
+    with pytest.raises(TableError, match=r"onnxruntime is '1.0.0' in the table, '.*' wanted.*Measure this target"):
         measure_files(files, space, other, LocalDevice(), plan=PLAN)
 
 

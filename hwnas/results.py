@@ -1,0 +1,138 @@
+"""What a run has to say of its networks: report rows, model cards, and the summary that the report is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas import __version__
+from hwnas.export.verify import Verification
+from hwnas.latency.measure import Measured
+from hwnas.report.html import write_html
+from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
+from hwnas.run import Run, score_study, train_study
+from hwnas.search.study import recorded
+from hwnas.space import Arch, format_arch, parse_arch
+from hwprof.files import write_atomic
+
+CONFIDENCE = 0.9
+
+
+def exported_file(run: Run, arch: Arch) -> Path:
+    """Where a network of the front is exported to."""
+    return run.folder / "export" / f"{run.network_name(arch)}.onnx"
+
+
+def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured | str) -> NetworkRow:
+    """The report's row of an exported network; `measured` may be the reason why it was not."""
+    matrix = np.array([arch])
+    low, high = run.predictor.interval_ms(matrix, CONFIDENCE)
+    trial = recorded(train_study(run))[arch]
+    refused = measured if isinstance(measured, str) else measured.refused
+    found = None if isinstance(measured, str) or measured.refused else measured
+    limit = run.recipe.search.latency
+    blocks = run.space.blocks(arch)
+    file = exported_file(run, arch)
+    return NetworkRow(
+        name=run.network_name(arch),
+        arch=format_arch(arch),
+        choice=run.space.describe(arch),
+        accuracy=verified.accuracy,
+        valid_accuracy=trial.values[0],
+        predicted_ms=float(run.predictor.predict_ms(matrix)[0]),
+        predicted_low_ms=float(low[0]),
+        predicted_high_ms=float(high[0]),
+        measured_ms=found.ms if found else None,
+        measured_low_ms=found.low_ms if found else None,
+        measured_high_ms=found.high_ms if found else None,
+        refused=refused,
+        macs=sum(block.macs for block in blocks),
+        params=sum(block.params for block in blocks),
+        file=file.relative_to(run.folder).as_posix(),
+        size_bytes=file.stat().st_size,
+        within_limit=None if found is None or limit is None else found.ms <= limit,
+    )
+
+
+def model_card(run: Run, row: NetworkRow, verified: Verification) -> dict[str, Any]:
+    """What a stranger needs to run the file and to know where it comes from."""
+    data = run.data
+    return {
+        "version": __version__,
+        "name": row.name,
+        "space": {"name": run.space.name, **run.space.config},
+        "arch": row.arch,
+        "choice": row.choice,
+        "target": {**asdict(run.target), **run.table.fingerprint},
+        "accuracy_percent": row.accuracy,
+        "valid_accuracy_percent": row.valid_accuracy,
+        "predicted_ms": row.predicted_ms,
+        "predicted_interval_ms": [row.predicted_low_ms, row.predicted_high_ms],
+        "measured_ms": row.measured_ms,
+        "not_measured": row.refused,
+        "max_logit_difference": verified.max_difference,
+        "macs": row.macs,
+        "params": row.params,
+        "data": data.name,
+        "classes": list(data.class_names),
+        "input": {
+            "shape": ["batch", *run.space.input_shape(parse_arch(row.arch))],
+            "scale": "pixels / 255, then (x - mean) / std per channel",
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+    }
+
+
+def drift_warnings(measured: Iterable[Measured | str]) -> list[str]:
+    """What to say if the machine no longer runs as it did when its table was made."""
+    drifts = [result.anchor_drift for result in measured if isinstance(result, Measured)]
+    worst = max(drifts, key=abs, default=0.0)
+    if abs(worst) <= 0.1:
+        return []
+    return [
+        f"the anchors run {worst:+.0%} beside the time they had when the table was made; latencies are given on the "
+        "table's scale, as this machine ran then"
+    ]
+
+
+def write_summary(run: Run, rows: Sequence[NetworkRow], warnings: Sequence[str]) -> RunSummary:
+    """Write summary.json and report.html."""
+    validation = run.table.validation
+    limit = run.recipe.search.latency
+    summary = RunSummary(
+        name=run.recipe.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+        space={"name": run.space.name, **run.space.config},
+        target={**asdict(run.target), **run.table.fingerprint},
+        limits={} if limit is None else {LATENCY_LIMIT: limit},
+        networks=tuple(rows),
+        candidates=tuple(_candidates(run)),
+        table=TableFacts(
+            path=str(run.table_path),
+            rows=len(run.table.rows),
+            held_out=validation.models if validation else None,
+            mean_error=validation.mean_error if validation else None,
+            max_error=validation.max_error if validation else None,
+            noise_floor=validation.noise_floor if validation else None,
+        ),
+        seconds=run.seconds(),
+        recipe=run.recipe_text,
+        warnings=tuple(warnings),
+    )
+    write_atomic(run.folder / "summary.json", summary.to_json())
+    write_html(summary, run.folder / "report.html")
+    return summary
+
+
+def _candidates(run: Run) -> Iterator[Candidate]:
+    trained = recorded(train_study(run))
+    for arch, trial in recorded(score_study(run)).items():
+        accuracy = trained[arch].values[0] if arch in trained else None
+        yield Candidate(format_arch(arch), {run.recipe.search.score: trial.values[0]}, trial.values[1], accuracy)

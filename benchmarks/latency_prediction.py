@@ -35,9 +35,9 @@ FloatVector = NDArray[np.float64]
 def measure(run: Run, archs: IntMatrix, folder: Path) -> FloatVector:
     """(n,) measured ms of the networks' graphs, NaN where the measurement was refused."""
     files = {}
-    for row in archs:
+    for number, row in enumerate(archs):
         name = format_arch(row)
-        files[name] = folder / f"{name}.onnx"
+        files[name] = folder / f"{number}.onnx"
         write_graph(run.space, parse_arch(name), run.target.batch, files[name])
     measured = measure_files(files, run.space, run.table, run.device)
     return np.array([np.nan if measured[name].refused else measured[name].ms for name in files])

@@ -12,6 +12,7 @@ goes on from there.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 import tempfile
@@ -62,7 +63,7 @@ class SweepConfig:
     fit: int = 24
     held_out: int = 24
     group: int = 8
-    attempts: int = 3
+    attempts: int = 5
     seed: int = 0
     plan: Plan = field(default_factory=Plan)
 
@@ -228,7 +229,7 @@ class _Session:
             )
 
     def _measure_group(self, phase: str, archs: Sequence[Arch], plan: Plan, nodes: bool) -> None:
-        # Anchors and others are profiled by the names a table row carries; an anchor can be a member of the set too.
+        # An anchor can be a member of the group too, so anchors go by names of their own.
         models = {format_arch(arch): self._graph(arch) for arch in archs}
         anchors = {f"anchor {format_arch(arch)}": self._graph(arch) for arch in self.anchors}
         seed = len(self.journal.records)
@@ -243,7 +244,8 @@ class _Session:
             path.unlink()
 
     def _graph(self, arch: Arch) -> Path:
-        path = Path(self._graphs.name) / f"{'anchor' if arch in self.anchors else 'model'}-{format_arch(arch)}.onnx"
+        digest = hashlib.sha256(format_arch(arch).encode()).hexdigest()[:16]  # an architecture can be a long name
+        path = Path(self._graphs.name) / f"{'anchor' if arch in self.anchors else 'model'}-{digest}.onnx"
         if not path.exists():
             write_graph(self.space, arch, self.target.batch, path)
         return path

@@ -162,7 +162,7 @@ def _train(run: Run, arch: Arch, stage: str) -> None:
     if arch in recorded(study) or arch in failed(study):
         return
     section = run.recipe.train
-    config = TrainConfig(**section.model_dump(), seed=run.recipe.seed)
+    config = TrainConfig(**section.model_dump(exclude={"threads"}), seed=run.recipe.seed)
     module, name = build(run, arch), run.network_name(arch)
     checkpoint = run.folder / "weights" / f"{name}.checkpoint"
     run.progress(stage, 0, section.epochs)
@@ -173,6 +173,7 @@ def _train(run: Run, arch: Arch, stage: str) -> None:
             run.space.input_shape(arch)[1],
             config,
             checkpoint=checkpoint,
+            max_threads=section.threads,
             progress=lambda done, total, facts: run.progress(stage, done, total),
         )
     except TrainingFailed as error:

@@ -115,6 +115,7 @@ class TrainSection(_Section):
     augment: Literal["none", "crop", "crop_flip"] = "crop"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     max_seconds: float | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, ge=1)
 
     @field_validator("learning_rate", "max_seconds", mode="before")
     @classmethod
@@ -249,6 +250,7 @@ finalists = 5          # networks to train
 [train]
 epochs = 12
 batch_size = 64
+threads = 1            # of torch; small networks train no faster on more
 """
 
 

@@ -66,6 +66,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def with_table(finished: Path) -> str:
+    """The recipe, with the table that the finished run measured."""
+    table = next((finished / "latency_tables").glob("*/*.json"))
+    return RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"')
+
+
 def test_a_run_leaves_checked_files_a_summary_and_a_report(finished: Path) -> None:
     run = finished / "runs" / "toy"
     summary = RunSummary.from_json((finished / "out.json").read_text())
@@ -106,8 +112,7 @@ def test_a_second_run_measures_scores_and_trains_nothing_again(finished: Path) -
 
 def test_same_seed_and_table_same_front(finished: Path, tmp_path: Path) -> None:
     first = RunSummary.from_json((finished / "runs" / "toy" / "summary.json").read_text())
-    table = next((finished / "latency_tables").glob("*/*.json"))
-    (tmp_path / "toy.toml").write_text(RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"'))
+    (tmp_path / "toy.toml").write_text(with_table(finished))
     front = json.loads(hwnas(tmp_path, "search", "toy.toml", "--json").stdout)
     assert [row["arch"] for row in front] == [row.arch for row in first.networks]
     assert [row["valid_accuracy_percent"] for row in front] == [row.valid_accuracy for row in first.networks]
@@ -115,8 +120,7 @@ def test_same_seed_and_table_same_front(finished: Path, tmp_path: Path) -> None:
 
 def test_a_search_that_is_killed_goes_on_to_the_same_front(finished: Path, tmp_path: Path) -> None:
     first = RunSummary.from_json((finished / "runs" / "toy" / "summary.json").read_text())
-    table = next((finished / "latency_tables").glob("*/*.json"))
-    (tmp_path / "toy.toml").write_text(RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"'))
+    (tmp_path / "toy.toml").write_text(with_table(finished))
     journal = tmp_path / "runs" / "toy" / "journal.log"
     for lines in (8, 20, 30):
         process = subprocess.Popen(
@@ -139,8 +143,7 @@ def test_a_search_that_is_killed_goes_on_to_the_same_front(finished: Path, tmp_p
 
 
 def test_an_infeasible_limit_says_what_is_attainable(finished: Path, tmp_path: Path) -> None:
-    table = next((finished / "latency_tables").glob("*/*.json"))
-    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"')
+    text = with_table(finished)
     (tmp_path / "toy.toml").write_text(text.replace("[search]", '[search]\nlatency = "1 us"'))
     message = hwnas(tmp_path, "search", "toy.toml", code=1).stderr
     assert "0.001 ms" in message
@@ -153,10 +156,7 @@ def test_another_recipe_is_refused_in_the_same_folder_and_fresh_moves_the_old_ru
     run = tmp_path / "runs" / "toy"
     run.mkdir(parents=True)
     (run / "recipe.toml").write_text(RECIPE)
-    table = next((finished / "latency_tables").glob("*/*.json"))
-    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"').replace(
-        "finalists = 2", "finalists = 1"
-    )
+    text = with_table(finished).replace("finalists = 2", "finalists = 1")
     (tmp_path / "toy.toml").write_text(text)
     message = " ".join(hwnas(tmp_path, "search", "toy.toml", code=1).stderr.split())
     assert "profile.table, search.finalists changed" in message
@@ -167,10 +167,7 @@ def test_another_recipe_is_refused_in_the_same_folder_and_fresh_moves_the_old_ru
 
 @pytest.mark.parametrize("sampler", ["TPESampler", "NSGAIISampler"])
 def test_optunas_samplers_work_by_name(finished: Path, tmp_path: Path, sampler: str) -> None:
-    table = next((finished / "latency_tables").glob("*/*.json"))
-    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"').replace(
-        "finalists = 2", "finalists = 1"
-    )
+    text = with_table(finished).replace("finalists = 2", "finalists = 1")
     text = text.replace("[search]", f'[search]\nsampler = "{sampler}"\nscore = "macs"').replace(
         "epochs = 2", "epochs = 1"
     )
@@ -195,8 +192,7 @@ def test_a_table_of_another_machine_searches_but_does_not_measure(finished: Path
 
 
 def test_a_space_that_does_not_fit_the_data_is_explained(finished: Path, tmp_path: Path) -> None:
-    table = next((finished / "latency_tables").glob("*/*.json"))
-    text = RECIPE.replace("[profile]", f'[profile]\ntable = "{table.as_posix()}"')
+    text = with_table(finished)
     (tmp_path / "toy.toml").write_text(text.replace("head_widths", "in_channels = 3\nhead_widths"))
     message = hwnas(tmp_path, "search", "toy.toml", code=1).stderr
     assert "3 channels" in message

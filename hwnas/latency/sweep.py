@@ -16,7 +16,7 @@ import hashlib
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +33,7 @@ from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import anchor_scale
 from hwnas.latency.rows import measured_rows, node_counts, position_times
+from hwnas.progress import Progress, silent
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
 from hwprof.client import AgentClient
 from hwprof.devices import Device
@@ -40,8 +41,6 @@ from hwprof.errors import DeviceError
 from hwprof.journal import Journal, Record
 from hwprof.table import LatencyTable, Model, Validation, write_table
 from hwprof.target import Plan, Target, to_json
-
-Progress = Callable[[str, int, int], None]
 
 # A small space is covered by a few networks, but a block's time in two or three of them is little evidence.
 LEAST_PROFILED = 12
@@ -131,7 +130,7 @@ def profile(
     path: Path,
     config: SweepConfig,
     *,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> LatencyTable:
     """Measure the space on the device and write the table to `path`; goes on where a killed profile stopped.
 

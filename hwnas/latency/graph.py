@@ -54,6 +54,11 @@ def onnx_model(
     traced = trace(module, input_shapes)
     if traced.output in traced.inputs:
         raise SpaceError(f"{type(module).__name__} computes nothing, so there is no graph to write")
+    return trace_model(traced, positions=positions, batch=batch)
+
+
+def trace_model(traced: Trace, *, positions: Sequence[Position] = (), batch: int = 1) -> onnx.ModelProto:
+    """The operators of a trace as an ONNX model, as `onnx_model` writes those of a module: one block's, say."""
     writer = _Writer(positions, batch)
     writer.write(traced)
     shape = next(op.output_shape for op in traced.ops if op.output == traced.output)

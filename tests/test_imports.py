@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"hwnas": ROOT, "hwprof": ROOT / "profilers"}
 
-FOUNDATION = {"errors", "space", "blocks", "trace", "progress", "files"}
+FOUNDATION = {"errors", "space", "blocks", "trace", "progress", "files", "saved", "validation"}
 MIDDLE = {"search", "supernet", "zeroshot", "train", "latency", "export", "report"}
 BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "hwprof"}
 # unit of hwnas -> what it may import, beside itself and the bare package (its version)

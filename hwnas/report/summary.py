@@ -6,19 +6,17 @@ Nothing is guessed when it is read: a key that is missing, unknown or of another
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, JsonValue, with_config
 
 from hwnas.errors import RunError
+from hwnas.saved import EXACT, from_text, to_text
 from hwnas.space import Option
 
 LATENCY_LIMIT = "latency_ms"
 """The key of `RunSummary.limits` that bounds latency."""
-
-_EXACT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -26,7 +24,7 @@ def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
-@with_config(_EXACT)
+@with_config(EXACT)
 @dataclass(frozen=True)
 class NetworkRow:
     """One exported network of the front. Accuracies in percent, latencies in ms, `file` relative to the run folder.
@@ -70,7 +68,7 @@ class NetworkRow:
         return None if self.measured_ms is None else self.predicted_ms / self.measured_ms - 1
 
 
-@with_config(_EXACT)
+@with_config(EXACT)
 @dataclass(frozen=True)
 class Candidate:
     """One evaluated architecture: scores by name, predicted ms, validation accuracy in percent if it was trained."""
@@ -81,7 +79,7 @@ class Candidate:
     valid_accuracy: float | None
 
 
-@with_config(_EXACT)
+@with_config(EXACT)
 @dataclass(frozen=True)
 class TableFacts:
     """The latency table that predicted, and how well it did on held-out networks. Errors and noise are fractions."""
@@ -94,7 +92,7 @@ class TableFacts:
     noise_floor: float | None
 
 
-@with_config(_EXACT)
+@with_config(EXACT)
 @dataclass(frozen=True)
 class RunSummary:
     """A whole run: `target` is the fingerprint of the device, `limits` the recipe's (latency under LATENCY_LIMIT).
@@ -117,21 +115,9 @@ class RunSummary:
 
     def to_json(self) -> str:
         """The summary as JSON text. Raises RunError, naming the key, if a value is not fit to be saved (NaN, ...)."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        RunSummary.from_json(text, "the summary to be saved")
-        return text
+        return to_text(self, RunError, "the summary to be saved")
 
     @classmethod
     def from_json(cls, text: str, source: str = "the run summary") -> RunSummary:
         """The inverse of `to_json`. Raises RunError naming `source` and the first bad key."""
-        try:
-            return _adapter().validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"]) or "the whole text"
-            raise RunError(f"{source} cannot be used: {key}: {first['msg']}; run the last stage again") from None
-
-
-@cache
-def _adapter() -> TypeAdapter[RunSummary]:
-    return TypeAdapter(RunSummary)
+        return from_text(cls, text, RunError, source)

@@ -93,9 +93,11 @@ def systematic_errors(errors: FloatVector, found: Suspects, rng: np.random.Gener
 
     errors: (n,) predicted / measured - 1. Forward selection: the suspect that is most correlated with what is left of
     the errors is taken in while its correlation is larger than the largest of all suspects under a permutation of what
-    is left, in all but 5% of permutations (Westfall and Young 1993: corrected for their number). Raises nothing where
-    there are too few networks: then nothing is significant.
+    is left, in all but 5% of permutations (Westfall and Young 1993: corrected for their number).
+    Too few networks show nothing.
     """
+    if len(errors) < 2 * LEAST:
+        return ()
     present = (found.columns > 0).sum(axis=0)
     candidates = np.flatnonzero((present >= LEAST) & (np.ptp(found.columns, axis=0) > 0))
     varied = np.isin(present[candidates], range(LEAST, len(errors) - LEAST + 1))

@@ -1,0 +1,122 @@
+"""The measurements of a validation, in a journal as they come."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hwnas.errors import PredictorError
+from hwnas.latency.graph import write_graph
+from hwnas.latency.measure import GROUP, Measured, measure_files
+from hwnas.latency.worst import profile_networks
+from hwnas.progress import Progress
+from hwnas.space import SearchSpace, format_arch, parse_arch
+from hwnas.validation import NetworkResult
+from hwprof.devices import Device
+from hwprof.errors import DeviceError
+from hwprof.journal import Journal, Record
+from hwprof.table import LatencyTable, dump_table
+from hwprof.target import Plan
+
+FIRST, AGAIN, NODES = "unseen networks", "second session", "worst networks, block by block"
+JOURNAL = "validation.journal"
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    """How much is measured: unseen networks, if a second session repeats them, how many of the worst to profile."""
+
+    networks: int = 60
+    seed: int = 0
+    again: bool = True
+    worst: int = 3
+    plan: Plan = field(default_factory=Plan)
+
+    def __post_init__(self) -> None:
+        for name, least in (("networks", 1), ("seed", 0), ("worst", 0)):
+            if getattr(self, name) < least:
+                raise PredictorError(f"{name} of a validation must be at least {least}, got {getattr(self, name)}")
+
+
+class Session:
+    """The journal, and what has been measured."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        table: LatencyTable,
+        device: Device,
+        folder: Path,
+        config: ValidateConfig,
+        progress: Progress,
+    ) -> None:
+        self.space, self.table, self.device, self.config, self.progress = space, table, device, config, progress
+        header = {
+            "space": {"name": space.name, **space.config},
+            "table": hashlib.sha256(dump_table(table).encode()).hexdigest(),
+            "config": asdict(config),
+        }
+        self.journal = Journal(folder / JOURNAL, header)
+
+    def records(self, phase: str) -> list[Record]:
+        """The journal's records of a phase."""
+        return [record for record in self.journal.records if record["phase"] == phase]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all that was measured, agents' starts included."""
+        return float(sum(record["seconds"] for record in self.journal.records))
+
+    def measure(self, phase: str, networks: Sequence[NetworkResult]) -> dict[str, Measured]:
+        """Architecture -> its measurement in this phase; measures, group by group, what the journal lacks."""
+        found = self._measured(phase)
+        pending = [network.arch for network in networks if network.arch not in found]
+        for start in range(0, len(pending), GROUP):
+            done = len(networks) - len(pending) + start
+            self.progress(phase, done, len(networks))
+            begin = time.perf_counter()
+            measured = self._measure_group(pending[start : start + GROUP], done, len(networks))
+            seconds = time.perf_counter() - begin
+            self.journal.append(
+                {"phase": phase, "seconds": seconds, "measured": [asdict(one) for one in measured.values()]}
+            )
+        self.progress(phase, len(networks), len(networks))
+        return self._measured(phase)
+
+    def _measured(self, phase: str) -> dict[str, Measured]:
+        found = [Measured(**values) for record in self.records(phase) for values in record["measured"]]
+        return {one.name: one for one in found}
+
+    def _measure_group(self, names: Sequence[str], done: int, total: int) -> dict[str, Measured]:
+        with tempfile.TemporaryDirectory(prefix="hwnas-validate-") as folder:
+            files = {name: Path(folder) / f"{number}.onnx" for number, name in enumerate(names)}
+            for name, path in files.items():
+                write_graph(self.space, parse_arch(name), self.table.target.batch, path)
+            try:
+                return measure_files(files, self.space, self.table, self.device, plan=self.config.plan)
+            except DeviceError as error:
+                raise DeviceError(
+                    f"{error}; {done} of {total} networks of this session are saved, the same command goes on there"
+                ) from error
+
+    def profile(self, names: Sequence[str]) -> dict[str, dict[int, float] | str]:
+        """Architecture -> profiled ms of each position, or why there is none; from the journal if it is there."""
+        if not names:
+            return {}
+        if not self.records(NODES):
+            self.progress(NODES, 0, len(names))
+            begin = time.perf_counter()
+            archs = [parse_arch(name) for name in names]
+            times = profile_networks(archs, self.space, self.table, self.device, self.config.plan)
+            profiled = {format_arch(arch): found for arch, found in times.items()}
+            self.journal.append({"phase": NODES, "seconds": time.perf_counter() - begin, "profiled": profiled})
+            self.progress(NODES, len(names), len(names))
+        (record,) = self.records(NODES)
+        return {
+            name: found if isinstance(found, str) else {int(position): ms for position, ms in found.items()}
+            for name, found in record["profiled"].items()
+        }

@@ -1,7 +1,7 @@
 """Whole-network boosting: gradient-boosted trees on a network's options, MACs, parameters and depth.
 
 Nothing of a network's inside is measured. The trees learn the logarithm of what an affine fit on MACs leaves (learning
-the latency itself had 1.1 to 1.7 times that error on the whole networks of the shipped tables), and the networks to
+the latency's own had 1.1 to 1.7 times the error on the whole networks of the shipped tables, cross-validated), and the networks to
 learn from are drawn like those to predict.
 """
 

@@ -1,4 +1,4 @@
-"""Isolated blocks summed: every block of the space is measured as a model of its own (ProxylessNAS, arXiv 1812.00332)."""
+"""Isolated blocks summed: every block is measured as a model of its own (as ProxylessNAS does, arXiv 1812.00332)."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def isolated_kernels(run: Run, archs: IntMatrix, context: Context) -> list[Basel
     graphs = {kernel.name: partial(trace_model, kernel.trace, batch=run.target.batch) for kernel in chosen}
     session = measure_parts(run, context, "isolated kernels", graphs)
     measured = [kernel for kernel in chosen if kernel.name in session.ms]
-    predicted = forests(measured, session.require([kernel.name for kernel in measured]), distinct)
+    predicted = forests(measured, np.array([session.ms[kernel.name] for kernel in measured]), distinct)
     ms = dict(zip(distinct, predicted, strict=True))
     block_ms = np.array([sum(ms[kernel] for kernel in found) for found in of_blocks])
     return corrected(run, context, "isolated kernels, random forests", block_ms, archs, session.device_seconds)

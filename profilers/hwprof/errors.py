@@ -25,3 +25,7 @@ class MeasurementError(HwprofError, RuntimeError):
 
 class TableError(HwprofError, ValueError):
     """A latency table is corrupted, of another schema, or of another target."""
+
+
+class BusyError(HwprofError, RuntimeError):
+    """Another process measures the same table, or this machine, right now."""

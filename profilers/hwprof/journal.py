@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprof.errors import TableError
+from hwprof.lock import table_lock
 
 Record = dict[str, Any]
 
@@ -16,19 +17,24 @@ Record = dict[str, Any]
 class Journal:
     """Records on disk under a header that says what they belong to. A record is durable once `append` returns.
 
-    Opening a file that exists reads its records; a last line cut off by a kill is dropped. Raises TableError if the
-    file has another header (so records of two targets or plans are never mixed) or is not a journal.
+    Opening a file that exists reads its records; a last line cut off by a kill is dropped. An open journal is locked
+    until `close` or the end of the process. Raises TableError if the file has another header (so records of two targets
+    or plans are never mixed) or is not a journal, BusyError if another process has it open.
     """
 
     def __init__(self, path: Path, header: Record) -> None:
         self.path = path
         self.records: list[Record] = []
         header = json.loads(json.dumps(header))
-        if path.exists():
-            self._read(header)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(header)
+        self._lock = table_lock(path)
+        try:
+            if path.exists():
+                self._read(header)
+            if not path.exists():
+                self._write(header)
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self, header: Record) -> None:
         data = self.path.read_bytes()
@@ -70,9 +76,14 @@ class Journal:
                 os.truncate(self.path, end)
             raise
 
+    def close(self) -> None:
+        """Let another process have it; the file stays."""
+        self._lock.release()
+
     def delete(self) -> None:
         """Remove the file: what it held is now in a table."""
         self.path.unlink(missing_ok=True)
+        self.close()
 
 
 def _changed(header: Any, found: Any, prefix: str = "") -> list[str]:

@@ -6,6 +6,7 @@ Errors are predicted / measured - 1, fractions: above zero the table says too mu
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -56,6 +57,13 @@ class NetworkResult:
     def error(self) -> float | None:
         """predicted / measured - 1; None where nothing was measured."""
         return None if self.measured_ms is None else self.predicted_ms / self.measured_ms - 1
+
+    @property
+    def mean_ms(self) -> float | None:
+        """The geometric mean of both sessions, or what was measured of it; None where nothing was."""
+        if self.measured_ms is None or self.again_ms is None:
+            return self.measured_ms
+        return math.sqrt(self.measured_ms * self.again_ms)
 
 
 @with_config(EXACT)
@@ -110,8 +118,8 @@ class BlockError:
     """A block of a badly predicted network, profiled again: what the table says, what it takes now.
 
     `table_ms` is what the prediction counts for it, `table_profiled_ms` and `profiled_ms` the profiler's times then and
-    now. `excess_ms` is `table_ms` (1 - now / then): what it adds to the prediction too much; `share` is that as a
-    fraction of the network's error in ms.
+    now, freed of what the profiler itself takes more or less today. `excess_ms` is `table_ms` (1 - now / then): what
+    the table has too much; `share` is that as a fraction of the network's error in ms.
     """
 
     position: str
@@ -129,11 +137,14 @@ class BlockError:
 class WorstCase:
     """A network whose error is beyond the noise, with the blocks that explain most of it (largest first).
 
-    `beyond_noise` is what is left of |error| after twice the noise of its measurements. `explained` is the share of the
-    error in ms that all blocks together explain; `not_profiled` says why there are none.
+    `measured_ms` is the mean of both sessions, and what `error` is relative to; `beyond_noise` is what is left of
+    |error| after twice the noise. `explained` is the share of the error in ms that all blocks together explain;
+    `not_profiled` says why there are none.
     """
 
     arch: str
+    predicted_ms: float
+    measured_ms: float
     error: float
     beyond_noise: float
     explained: float | None

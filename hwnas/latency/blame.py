@@ -27,13 +27,28 @@ MOST = 5
 ALIKE = 0.95
 
 
+def profiler_shift(index: BlockIndex, table: LatencyTable, profiled: Mapping[Arch, Mapping[int, float]]) -> float:
+    """How much longer profiled blocks take now than in the table: median over measured rows; 1 if there are too few.
+
+    Reading the profiler's clock takes longer in one session than in the next. Networks that are known to be predicted
+    well (the anchors) show by how much; what differs beyond that is the block's.
+    """
+    shifts = []
+    for arch, times_ms in profiled.items():
+        for position, number in enumerate(index.numbers(np.array([arch]))[0]):
+            row = table.rows[index.keys[number]] if number >= 0 else None
+            if row is not None and row.origin == "measured" and row.profiled_ms and times_ms.get(position):
+                shifts.append(times_ms[position] / row.profiled_ms)
+    return float(np.median(shifts)) if len(shifts) >= LEAST else 1.0
+
+
 def block_errors(
-    index: BlockIndex, table: LatencyTable, arch: Arch, times_ms: Mapping[int, float], error_ms: float
+    index: BlockIndex, table: LatencyTable, arch: Arch, times_ms: Mapping[int, float], shift: float, error_ms: float
 ) -> tuple[tuple[BlockError, ...], float]:
     """The blocks of a network whose profiled times differ most from the table's, and the share of the error by all.
 
-    times_ms: position -> profiled ms now; error_ms: predicted - measured. A row without a profiled time (an imported
-    one) is compared by its ms.
+    times_ms: position -> profiled ms now; shift: of `profiler_shift`; error_ms: predicted - measured. A row without a
+    profiled time (an imported one) is compared by its ms.
     """
     found = []
     for position, number in enumerate(index.numbers(np.array([arch]))[0]):
@@ -41,7 +56,7 @@ def block_errors(
             continue
         key = index.keys[number]
         row = table.rows[key]
-        then_ms, now_ms = row.profiled_ms or row.ms, times_ms.get(position, 0.0)
+        then_ms, now_ms = row.profiled_ms or row.ms, times_ms.get(position, 0.0) / shift
         excess_ms = row.ms * (1 - now_ms / then_ms)
         name = index.space.positions[position].name
         found.append(BlockError(name, key, row.origin, row.ms, then_ms, now_ms, excess_ms, excess_ms / error_ms))

@@ -104,13 +104,13 @@ class Session:
                 ) from error
 
     def profile(self, names: Sequence[str]) -> dict[str, dict[int, float] | str]:
-        """Architecture -> profiled ms of each position, or why there is none; from the journal if it is there."""
+        """Architecture -> profiled ms of each position, or why there is none, of these networks and of the anchors."""
         if not names:
             return {}
         if not self.records(NODES):
             self.progress(NODES, 0, len(names))
             begin = time.perf_counter()
-            archs = [parse_arch(name) for name in names]
+            archs = [parse_arch(name) for name in (*names, *(anchor.name for anchor in self.table.anchors))]
             times = profile_networks(archs, self.space, self.table, self.device, self.config.plan)
             profiled = {format_arch(arch): found for arch, found in times.items()}
             self.journal.append({"phase": NODES, "seconds": time.perf_counter() - begin, "profiled": profiled})

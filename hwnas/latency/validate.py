@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hwnas import __version__
 from hwnas.errors import PredictorError
 from hwnas.latency.agreement import agreement, beyond_noise, coverage, judge, noise_sd
-from hwnas.latency.blame import block_errors, suspects, systematic_errors
+from hwnas.latency.blame import block_errors, profiler_shift, suspects, systematic_errors
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import Measured
 from hwnas.latency.unseen import unseen_archs
@@ -169,6 +169,7 @@ def _result(session: Session, networks: Sequence[NetworkResult], notes: Sequence
     for network in measured:
         same = [abs(one.error or 0.0) for one in measured if one.drawn == network.drawn]
         by_draw[network.drawn] = float(np.mean(same))
+    worst = _worst(session, index, measured, left)
     drifts = [network.anchor_drift for network in measured if network.anchor_drift is not None]
     return TableValidation(
         schema=SCHEMA,
@@ -191,7 +192,7 @@ def _result(session: Session, networks: Sequence[NetworkResult], notes: Sequence
         interval=_coverage(measured, table, INTERVAL),
         upper=_coverage(measured, table, UPPER),
         anchor_drift=float(np.median(drifts)) if drifts else None,
-        worst=_worst(session, index, measured, left),
+        worst=worst,
         systematic=systematic,
         judgement=judgement,
         verdict=verdict,
@@ -219,20 +220,24 @@ def _worst(
     """The networks with the largest errors beyond the noise, profiled; none where noise explains all."""
     order = [int(number) for number in np.argsort(-left, kind="stable")[: session.config.worst] if left[number] > 0]
     profiled = session.profile([measured[number].arch for number in order])
+    known = {parse_arch(anchor.name): profiled.get(anchor.name) for anchor in session.table.anchors}
+    shift = profiler_shift(
+        index, session.table, {arch: times for arch, times in known.items() if isinstance(times, dict)}
+    )
     worst = []
     for number in order:
         network = measured[number]
-        if network.measured_ms is None or network.error is None:
+        if network.mean_ms is None:
             continue
-        times, case = (
-            profiled[network.arch],
-            WorstCase(network.arch, network.error, float(left[number]), None, (), None),
+        error, times = network.predicted_ms / network.mean_ms - 1, profiled[network.arch]
+        case = WorstCase(
+            network.arch, network.predicted_ms, network.mean_ms, error, float(left[number]), None, (), None
         )
         if isinstance(times, str):
             worst.append(replace(case, not_profiled=times))
             continue
-        error_ms = network.predicted_ms - network.measured_ms
-        blocks, explained = block_errors(index, session.table, parse_arch(network.arch), times, error_ms)
+        error_ms = network.predicted_ms - network.mean_ms
+        blocks, explained = block_errors(index, session.table, parse_arch(network.arch), times, shift, error_ms)
         worst.append(replace(case, blocks=blocks, explained=explained))
     return tuple(worst)
 

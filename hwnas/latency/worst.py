@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,20 @@ from hwprof.table import LatencyTable
 from hwprof.target import Plan
 
 
+# A block's place in memory moves its time from one process to the next: the median over these is taken.
+SESSIONS = 3
+
+
 def profile_networks(
     archs: Sequence[Arch], space: SearchSpace, table: LatencyTable, device: Device, plan: Plan
 ) -> dict[Arch, dict[int, float] | str]:
     """Architecture -> profiled ms of each position on the table's scale, or the reason why there is none.
 
-    Raises TableError if this machine is not the table's, DeviceError if the device goes away.
+    The median over the sessions in which the network was not refused. Raises TableError if this machine is not the
+    table's, DeviceError if the device goes away.
     """
+    found: dict[Arch, list[dict[int, float] | str]] = {arch: [] for arch in archs}
+    plan, scale = SweepConfig(plan=plan).node_plan, anchor_scale(table.anchors)
     with AgentClient(device, table.target) as client, tempfile.TemporaryDirectory(prefix="hwnas-worst-") as folder:
         table.require_target(table.target, client.fingerprint)
         models, anchors = {}, {}
@@ -35,12 +43,16 @@ def profile_networks(
         for number, anchor in enumerate(table.anchors):
             anchors[f"anchor {anchor.name}"] = path = Path(folder) / f"anchor{number}.onnx"
             write_graph(space, parse_arch(anchor.name), table.target.batch, path)
-        try:
-            group = client.measure(models, anchors, SweepConfig(plan=plan).node_plan, nodes=True)
-        except MeasurementError as error:  # a runtime that cannot profile nodes: the validation holds without
-            return dict.fromkeys(archs, str(error))
-    results = {result.name: result for result in group.results}
-    return {arch: _times(results[format_arch(arch)], anchor_scale(table.anchors)) for arch in archs}
+        for session in range(SESSIONS):
+            if session:
+                client.restart()
+            try:
+                group = client.measure(models, anchors, plan, nodes=True, seed=session)
+            except MeasurementError as error:  # a runtime that cannot profile nodes: the validation holds without
+                return dict.fromkeys(archs, str(error))
+            for result in group.results:
+                found[parse_arch(result.name)].append(_times(result, scale))
+    return {arch: _median(sessions) for arch, sessions in found.items()}
 
 
 def _times(result: Result, scale: float) -> dict[int, float] | str:
@@ -50,3 +62,13 @@ def _times(result: Result, scale: float) -> dict[int, float] | str:
         return {position: ratio * scale for position, ratio in position_times(result.nodes).items()}
     except PredictorError as error:
         return str(error)
+
+
+def _median(sessions: Sequence[dict[int, float] | str]) -> dict[int, float] | str:
+    accepted = [times for times in sessions if isinstance(times, dict)]
+    if not accepted:
+        return next((reason for reason in sessions if isinstance(reason, str)), "it was not measured")
+    positions = {position for times in accepted for position in times}
+    return {
+        position: statistics.median(times.get(position, 0.0) for times in accepted) for position in sorted(positions)
+    }

@@ -19,7 +19,6 @@ from hwprof.errors import MeasurementError
 from hwprof.table import LatencyTable
 from hwprof.target import Plan
 
-
 # A block's place in memory moves its time from one process to the next: the median over these is taken.
 SESSIONS = 3
 

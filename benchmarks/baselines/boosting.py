@@ -1,8 +1,8 @@
 """Whole-network boosting: gradient-boosted trees on a network's options, MACs, parameters and depth.
 
-Nothing of a network's inside is measured. The trees learn the logarithm of what an affine fit on MACs leaves (learning
-the latency's own had 1.1 to 1.7 times the error on the whole networks of the shipped tables, cross-validated), and the networks to
-learn from are drawn like those to predict.
+Nothing of a network's inside is measured. The trees learn the logarithm of what an affine fit on MACs leaves:
+cross-validated on the whole networks of the shipped tables, learning the latency's own had 1.1 to 1.7 times that error.
+The networks to learn from are drawn like those to predict.
 """
 
 from __future__ import annotations

@@ -23,5 +23,5 @@ def macs(run: Run, archs: IntMatrix, context: Context) -> list[Baseline]:
     seconds = len(ms) * context.network_seconds
     return [
         Baseline("affine fit on MACs", linear_fit(features[:, :1], ms, wanted[:, :1]), seconds),
-        Baseline("... on MACs, parameters, blocks", linear_fit(features, ms, wanted), seconds),
+        Baseline("affine fit on MACs, parameters, blocks", linear_fit(features, ms, wanted), seconds),
     ]

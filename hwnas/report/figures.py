@@ -1,8 +1,4 @@
-"""The figures of the report as plotly dictionaries: data and layout, colours left to the page.
-
-A colour here is the name of a CSS variable of `page.css`; `page.js` puts the value in, so that light and dark are one
-figure. Hover texts are read as HTML by plotly: all that comes from a run is escaped.
-"""
+"""The figures of a run's report. Hover texts are read as HTML by plotly: all that comes from a run is escaped."""
 
 from __future__ import annotations
 
@@ -11,12 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from hwnas.report.plots import Figure, bars, diagonal, layout, points
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary
-from hwnas.report.wording import NOTHING, count, ms, share, significant
-
-Figure = dict[str, Any]
-TOLERANCE = 0.05
-"""Half the width of the band in the figure of predicted against measured, a fraction."""
+from hwnas.report.wording import NOTHING, count, interval, ms, share, significant
 
 
 def front_figure(summary: RunSummary) -> Figure | None:
@@ -31,7 +24,7 @@ def front_figure(summary: RunSummary) -> Figure | None:
     traces = []
     if others:
         traces.append(
-            _points(
+            points(
                 "evaluated (validation accuracy)",
                 [one.predicted_ms for one in others],
                 [one.valid_accuracy for one in others],
@@ -55,7 +48,7 @@ def front_figure(summary: RunSummary) -> Figure | None:
         traces.append(_predicted(rows, x=[row.predicted_ms for row in rows], y=[row.accuracy for row in rows]))
     if measured:
         traces.append(
-            _points(
+            points(
                 "measured",
                 [row.measured_ms for row in measured],
                 [row.accuracy for row in measured],
@@ -66,10 +59,10 @@ def front_figure(summary: RunSummary) -> Figure | None:
         )
     if not traces:
         return None
-    layout = _layout("Latency (ms)", "Accuracy (%)")
+    shown = layout("Latency (ms)", "Accuracy (%)")
     limit = summary.limits.get(LATENCY_LIMIT)
     if limit is not None:
-        layout["shapes"] = [
+        shown["shapes"] = [
             {
                 "type": "line",
                 "xref": "x",
@@ -81,7 +74,7 @@ def front_figure(summary: RunSummary) -> Figure | None:
                 "line": {"color": "--limit", "width": 1.5, "dash": "dash"},
             }
         ]
-        layout["annotations"] = [
+        shown["annotations"] = [
             {
                 "text": f"limit {ms(limit)}",
                 "x": limit,
@@ -94,7 +87,7 @@ def front_figure(summary: RunSummary) -> Figure | None:
                 "font": {"color": "--limit"},
             }
         ]
-    return {"data": traces, "layout": layout}
+    return {"data": traces, "layout": shown}
 
 
 def agreement_figure(summary: RunSummary) -> Figure | None:
@@ -103,22 +96,12 @@ def agreement_figure(summary: RunSummary) -> Figure | None:
     if not rows:
         return None
     latencies = [row.predicted_ms for row in rows] + [row.measured_ms for row in rows if row.measured_ms is not None]
-    ends = [0.9 * min(latencies), 1.1 * max(latencies)]
-    band = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "x": ends, "line": {"width": 0}}
     traces = [
-        band | {"y": [(1 - TOLERANCE) * end for end in ends], "showlegend": False},
-        band
-        | {
-            "y": [(1 + TOLERANCE) * end for end in ends],
-            "fill": "tonexty",
-            "fillcolor": "--band",
-            "name": f"±{100 * TOLERANCE:.0f} %",
-        },
-        band | {"y": ends, "name": "predicted = measured", "line": {"width": 1.5, "dash": "dot", "color": "--muted"}},
+        *diagonal(latencies),
         _predicted(rows, x=[row.measured_ms for row in rows], y=[row.predicted_ms for row in rows], vertical=True)
         | {"name": "networks", "error_x": _measured_interval(rows)},
     ]
-    return {"data": traces, "layout": _layout("Measured latency (ms)", "Predicted latency (ms)")}
+    return {"data": traces, "layout": layout("Measured latency (ms)", "Predicted latency (ms)")}
 
 
 def score_figures(summary: RunSummary) -> dict[str, Figure]:
@@ -128,7 +111,7 @@ def score_figures(summary: RunSummary) -> dict[str, Figure]:
     for name in sorted({name for one in summary.candidates for name in one.scores}):
         scored = [one for one in summary.candidates if name in one.scores]
         traces = [
-            _points(
+            points(
                 label,
                 [one.predicted_ms for one in chosen],
                 [one.scores[name] for one in chosen],
@@ -149,7 +132,7 @@ def score_figures(summary: RunSummary) -> dict[str, Figure]:
             )
             if chosen
         ]
-        figures[name] = {"data": traces, "layout": _layout("Predicted latency (ms)", html.escape(name, quote=False))}
+        figures[name] = {"data": traces, "layout": layout("Predicted latency (ms)", html.escape(name, quote=False))}
     return figures
 
 
@@ -183,61 +166,20 @@ def candidate_text(one: Candidate) -> str:
     )
 
 
-def interval(middle: float | None, low: float | None, high: float | None) -> str:
-    """'1.23 ms (1.20 to 1.26)': a latency with its interval, as far as there is one."""
-    bounds = "" if low is None or high is None else f" ({significant(low)} to {significant(high)})"
-    return ms(middle) + bounds
-
-
 def _predicted(rows: Sequence[NetworkRow], x: list[Any], y: list[Any], vertical: bool = False) -> Figure:
-    bars = _bars(
+    reach = bars(
         [(row.predicted_ms, row.predicted_low_ms, row.predicted_high_ms) for row in rows],
         "--predicted",
     )
-    return _points(
+    return points(
         "predicted",
         x,
         y,
         [network_text(row) for row in rows],
         marker={"symbol": "circle-open", "size": 12, "color": "--predicted", "line": {"width": 2}},
-        **{"error_y" if vertical else "error_x": bars},
+        **{"error_y" if vertical else "error_x": reach},
     )
 
 
 def _measured_interval(rows: Sequence[NetworkRow]) -> Figure:
-    return _bars([(row.measured_ms, row.measured_low_ms, row.measured_high_ms) for row in rows], "--measured")
-
-
-def _bars(intervals: Sequence[tuple[float | None, float | None, float | None]], color: str) -> Figure:
-    def reach(middle: float | None, bound: float | None, sign: int) -> float:
-        return 0.0 if middle is None or bound is None else max(0.0, sign * (bound - middle))
-
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [reach(middle, high, +1) for middle, _, high in intervals],
-        "arrayminus": [reach(middle, low, -1) for middle, low, _ in intervals],
-        "color": color,
-        "thickness": 1.5,
-        "width": 3,
-    }
-
-
-def _points(name: str, x: list[Any], y: list[Any], texts: list[str], **style: Any) -> Figure:
-    points = {"type": "scatter", "mode": "markers", "name": name, "x": x, "y": y}
-    return points | {"hovertext": texts, "hoverinfo": "text"} | style
-
-
-def _layout(x_title: str, y_title: str) -> Figure:
-    axis = {"gridcolor": "--grid", "linecolor": "--grid", "zeroline": False, "automargin": True, "ticks": ""}
-    return {
-        "xaxis": axis | {"title": {"text": x_title}},
-        "yaxis": axis | {"title": {"text": y_title}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "margin": {"l": 8, "r": 12, "t": 36, "b": 8},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left", "bgcolor": "--card", "bordercolor": "--grid", "font": {"color": "--ink"}},
-        "paper_bgcolor": "--card",
-        "plot_bgcolor": "--card",
-        "font": {"color": "--ink", "size": 13},
-    }
+    return bars([(row.measured_ms, row.measured_low_ms, row.measured_high_ms) for row in rows], "--measured")

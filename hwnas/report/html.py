@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
 from pydantic import JsonValue
 
-from hwnas.report.figures import Figure, agreement_figure, front_figure, score_figures
-from hwnas.report.markup import Markup, facts, join, script_json, tag
+from hwnas.report.document import bounds, cell, document, heading, plot, sorting_table, write_page
+from hwnas.report.figures import agreement_figure, front_figure, score_figures
+from hwnas.report.markup import Markup, facts, join, tag
+from hwnas.report.plots import Figure
 from hwnas.report.summary import LATENCY_LIMIT, NetworkRow, RunSummary
 from hwnas.report.wording import NOTHING, best, count, mean_error, ms, seconds, share, significant, size, span, verdict
 
-ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
-    "%3Cpath d='M1 15V9h5V5h5V1h4' fill='none' stroke='%230072b2' stroke-width='2.5'/%3E%3C/svg%3E"
-)
 NETWORK_COLUMNS = (
     ("Network", ""),
     ("Accuracy (%)", "number"),
@@ -36,35 +31,14 @@ NETWORK_COLUMNS = (
 
 def write_html(summary: RunSummary, path: Path) -> None:
     """Write the page, replacing an older one only when the new one is complete. Links are relative to its folder."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(page(summary), encoding="utf-8", newline="\n")
-    unfinished.replace(path)
+    write_page(page(summary), path)
 
 
 def page(summary: RunSummary) -> str:
     """The whole page as text."""
-    from plotly.offline import get_plotlyjs  # slow to import, and only the page needs it
-
     figures: dict[str, Figure] = {}
     body = join(_body(summary, figures))
-    scripts = [Markup(get_plotlyjs().replace("\r\n", "\n")), Markup(_read("page.js"))]
-    # Only these scripts may run and nothing may be fetched: what a run is called cannot change that.
-    allowed = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
-    )
-    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup(f'<link rel="icon" href="{ICON}">'),
-        tag("title", f"{summary.name}: hwnas report"),
-        tag("style", Markup(_read("page.css"))),
-    )
-    data = tag("script", script_json(figures), type="application/json", id="figures")
-    ends = [tag("script", text) for text in scripts]
-    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', body, data, *ends), lang='en')}\n"
+    return document(f"{summary.name}: hwnas report", body, figures)
 
 
 def _body(summary: RunSummary, figures: dict[str, Figure]) -> Iterator[Markup]:
@@ -80,7 +54,7 @@ def _body(summary: RunSummary, figures: dict[str, Figure]) -> Iterator[Markup]:
             "Exported networks: accuracy of the file on the test set. Circles: latency predicted from the table; "
             "diamonds: measured again on the target; bars: intervals. Up and left is better."
         )
-        shown = _plot("front", "Accuracy against latency. " + verdict(summary), caption)
+        shown = plot("front", "Accuracy against latency. " + verdict(summary), caption)
     yield tag("section", tag("h2", "Accuracy against latency"), shown, _networks(summary))
     agreement = agreement_figure(summary)
     shown = tag("p", "No network of this run was measured on the target.", class_="muted")
@@ -88,7 +62,7 @@ def _body(summary: RunSummary, figures: dict[str, Figure]) -> Iterator[Markup]:
         figures["agreement"] = agreement
         caption = "Each network once. In the band, the prediction is within 5 % of the measurement."
         about = f"Predicted against measured latency: mean error {share(mean_error(summary))}."
-        shown = _plot("agreement", about, caption)
+        shown = plot("agreement", about, caption)
     yield tag(
         "section",
         tag("h2", "Predicted and measured"),
@@ -99,7 +73,7 @@ def _body(summary: RunSummary, figures: dict[str, Figure]) -> Iterator[Markup]:
     for number, (name, figure) in enumerate(scores.items()):
         figures[f"score-{number}"] = figure
         about = f"{name} of {len(summary.candidates)} architectures against predicted latency."
-        plots.append(_plot(f"score-{number}", about, f"{name} of every architecture that was scored."))
+        plots.append(plot(f"score-{number}", about, f"{name} of every architecture that was scored."))
     if plots:
         yield tag("section", tag("h2", "Scores"), tag("div", *plots, class_="pair small"))
     yield tag("section", tag("h2", "How it came about"), *_provenance(summary))
@@ -121,42 +95,16 @@ def _header(summary: RunSummary) -> Markup:
     )
     named = list(summary.target.items())[:6]
     target = " · ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in named)
-    warnings = tag("ul", *(tag("li", warning) for warning in summary.warnings))
-    return tag(
-        "header",
-        tag("h1", summary.name),
-        tag("p", verdict(summary), class_="verdict"),
-        tag("p", f"{target} · {summary.created}" if target else summary.created, class_="muted"),
-        tag(
-            "dl",
-            *(tag("div", tag("dt", what), tag("dd", value), class_="tile") for what, value in tiles),
-            class_="tiles",
-        ),
-        tag("aside", tag("strong", "Warnings"), warnings, class_="warnings") if summary.warnings else Markup(),
-    )
-
-
-def _plot(name: str, about: str, caption: str) -> Markup:
-    plot = tag("div", id=name, class_="plot", role="img", aria_label=about)
-    return tag("figure", plot, tag("figcaption", caption))
+    about = f"{target} · {summary.created}" if target else summary.created
+    return heading(summary.name, verdict(summary), about, tiles, summary.warnings)
 
 
 def _networks(summary: RunSummary) -> Markup:
     """The exported networks, fastest first; a click on a heading sorts."""
     if not summary.networks:
         return Markup()
-    headings = [
-        tag("th", tag("button", name, type="button"), scope="col", class_=kind) for name, kind in NETWORK_COLUMNS
-    ]
     rows = [_network(row) for row in sorted(summary.networks, key=lambda row: row.predicted_ms)]
-    table = tag(
-        "table",
-        tag("caption", "Exported networks (headings sort)"),
-        tag("thead", tag("tr", *headings)),
-        tag("tbody", *rows),
-        class_="networks",
-    )
-    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label="Exported networks")
+    return sorting_table("Exported networks", NETWORK_COLUMNS, rows)
 
 
 def _network(row: NetworkRow) -> Markup:
@@ -164,31 +112,23 @@ def _network(row: NetworkRow) -> Markup:
     name = tag("details", tag("summary", row.name), tag("small", row.arch), choices)
     over = [tag("div", "over the limit", class_="over")] if row.within_limit is False else []
     if row.refused is None:
-        bounds = _bounds(row.measured_low_ms, row.measured_high_ms)
-        measured = _number(row.measured_ms, significant(row.measured_ms), *bounds, *over)
+        interval = bounds(row.measured_low_ms, row.measured_high_ms)
+        measured = cell(row.measured_ms, significant(row.measured_ms), *interval, *over)
     else:
         measured = tag("td", f"not measured: {row.refused}", *over, class_="reason", data_value="")
     link = tag("a", row.file, href="./" + quote(row.file))  # "./": a file, whatever its name looks like
     return tag(
         "tr",
         tag("td", name, data_value=row.name),
-        _number(row.accuracy, f"{row.accuracy:.1f}", tag("small", f"validation {row.valid_accuracy:.1f}")),
-        _number(row.predicted_ms, significant(row.predicted_ms), *_bounds(row.predicted_low_ms, row.predicted_high_ms)),
+        cell(row.accuracy, f"{row.accuracy:.1f}", tag("small", f"validation {row.valid_accuracy:.1f}")),
+        cell(row.predicted_ms, significant(row.predicted_ms), *bounds(row.predicted_low_ms, row.predicted_high_ms)),
         measured,
-        _number(row.error, share(row.error, sign=True).removesuffix(" %")),
-        _number(row.macs, count(row.macs)),
-        _number(row.params, count(row.params)),
-        _number(row.size_bytes, size(row.size_bytes)),
+        cell(row.error, share(row.error, sign=True).removesuffix(" %")),
+        cell(row.macs, count(row.macs)),
+        cell(row.params, count(row.params)),
+        cell(row.size_bytes, size(row.size_bytes)),
         tag("td", link, data_value=row.file),
     )
-
-
-def _number(value: float | None, *shown: str) -> Markup:
-    return tag("td", *shown, class_="number", data_value="" if value is None else repr(value))
-
-
-def _bounds(low: float | None, high: float | None) -> list[Markup]:
-    return [] if low is None or high is None else [tag("small", f"{significant(low)} to {significant(high)}")]
 
 
 def _validation(summary: RunSummary) -> Markup:
@@ -239,7 +179,3 @@ def _plain(value: JsonValue) -> str:
     if isinstance(value, str):
         return value
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)
-
-
-def _read(name: str) -> Markup:
-    return Markup((files(__package__) / name).read_text(encoding="utf-8"))

@@ -22,6 +22,12 @@ def ms(value: float | None) -> str:
     return NOTHING if value is None else f"{significant(value)} ms"
 
 
+def interval(middle: float | None, low: float | None, high: float | None) -> str:
+    """'1.23 ms (1.20 to 1.26)': a latency with its interval, as far as there is one."""
+    bounds = "" if low is None or high is None else f" ({significant(low)} to {significant(high)})"
+    return ms(middle) + bounds
+
+
 def share(fraction: float | None, sign: bool = False) -> str:
     """A fraction in percent: 0.0191 is '1.9 %'."""
     return NOTHING if fraction is None else f"{100 * fraction:{'+' if sign else ''}.1f} %"

@@ -62,6 +62,12 @@ class Session:
         }
         self.journal = Journal(folder / JOURNAL, header)
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+
     def records(self, phase: str) -> list[Record]:
         """The journal's records of a phase."""
         return [record for record in self.journal.records if record["phase"] == phase]

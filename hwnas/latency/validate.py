@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,14 +59,15 @@ def validate(
     config: ValidateConfig,
     *,
     source: str = "",
+    publish: Callable[[TableValidation], None] = lambda result: None,
     progress: Progress = silent,
 ) -> TableValidation:
     """Measure networks that the table has not seen, judge it by them, and write validation.json into the folder.
 
-    `source` is where the table is from. What is measured stays in validation.journal beside the result, and is gone on
-    from, until that file is deleted: the caller does so once all is written. Raises TableError if this machine is not
-    the table's, DeviceError if the device goes away (call again: nothing measured is lost), PredictorError if the table
-    has no anchors or has seen the whole space.
+    `source` is where the table is from. A killed validation goes on from the journal in the folder, which is deleted
+    once the result is written and `publish` (which may write more of it) has returned. Raises TableError if this
+    machine is not the table's, DeviceError if the device goes away (call again: nothing measured is lost),
+    PredictorError if the table has no anchors or has seen the whole space.
     """
     if not table.anchors:
         raise PredictorError(
@@ -77,14 +78,16 @@ def validate(
     networks, notes = _predictions(space, predictor, archs, drawn)
     if len(networks) < config.networks:
         notes.append(f"the space has only {len(networks)} networks that the table has not seen; all were taken")
-    session = Session(space, table, device, folder, config, progress)
-    first = session.measure(FIRST, networks)
-    networks = [_with_first(network, first[network.arch]) for network in networks]
-    if config.again:
-        again = session.measure(AGAIN, [network for network in networks if network.measured_ms is not None])
-        networks = [_with_second(network, again.get(network.arch)) for network in networks]
-    result = _result(session, networks, notes, source)
-    write_atomic(folder / RESULT, result.to_json())
+    with Session(space, table, device, folder, config, progress) as session:
+        first = session.measure(FIRST, networks)
+        networks = [_with_first(network, first[network.arch]) for network in networks]
+        if config.again:
+            again = session.measure(AGAIN, [network for network in networks if network.measured_ms is not None])
+            networks = [_with_second(network, again.get(network.arch)) for network in networks]
+        result = _result(session, networks, notes, source)
+        write_atomic(folder / RESULT, result.to_json())
+        publish(result)
+        session.journal.delete()
     return result
 
 

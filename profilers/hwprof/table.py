@@ -23,6 +23,7 @@ from hwprof.target import Target, target_from_json, to_json
 SCHEMA = "hwprof-latency-table"
 VERSION = 1
 ROLES = ("anchor", "fit", "held-out")
+ORIGINS = ("measured", "estimated", "imported")
 LARGEST = sys.float_info.max
 
 
@@ -31,7 +32,9 @@ class Row:
     """Latency in ms of one block inside a network that runs without a profiler.
 
     `profiled_ms` is what a profiler measured: the median over the block's occurrences, with their relative spread and
-    their number. `origin` is "measured", or "estimated" for a block that no profiled network held (`count` is then 0).
+    their number. `origin` is "measured", "estimated" for a block that no profiled network held (`count` is then 0), or
+    "imported" from somebody else's table of blocks measured alone: `spread` is then the standard deviation of a
+    measurement over its mean, `count` the number of measurements, and both are 0 where they were not published.
     """
 
     ms: float
@@ -222,8 +225,8 @@ def _check_values(table: LatencyTable, source: str) -> None:
         if row.profiled_ms is not None:
             positive[f"rows[{key!r}].profiled_ms"] = row.profiled_ms
         counted |= {f"rows[{key!r}].spread": row.spread, f"rows[{key!r}].count": row.count}
-        if row.origin not in ("measured", "estimated"):
-            raise TableError(f"{source}: rows[{key!r}].origin is {row.origin!r}, must be measured or estimated")
+        if row.origin not in ORIGINS:
+            raise TableError(f"{source}: rows[{key!r}].origin is {row.origin!r}, must be {', '.join(ORIGINS)}")
     for model in table.models:
         positive[f"models[{model.name!r}].ms"] = model.ms
         counted[f"models[{model.name!r}].spread"] = model.spread

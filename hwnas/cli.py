@@ -1,4 +1,4 @@
-"""The command line: `hwnas profile | search | export | run | report | new | devices | spaces`.
+"""The command line: `hwnas profile | search | export | run | report | new | devices | spaces | import | merge`.
 
 Results go to standard output (as JSON with --json), progress and errors to standard error. Exit codes: 0 done, 1 an
 error that the message explains, 2 wrong usage, 130 interrupted (run the same command again to go on).
@@ -22,7 +22,7 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from rich.text import Text
 
-from hwnas import __version__
+from hwnas import __version__, table_commands
 from hwnas.errors import HwnasError
 from hwprof.errors import HwprofError
 
@@ -215,6 +215,10 @@ def spaces(
         for argument, default in facts["arguments"].items():
             table.add_row(argument, Text(json.dumps(default)))
         out.print(table)
+
+
+app.command("import", epilog=table_commands.IMPORT_EXAMPLE)(table_commands.import_table)
+app.command(epilog=table_commands.MERGE_EXAMPLE)(table_commands.merge)
 
 
 def _version(wanted: bool) -> None:

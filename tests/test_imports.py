@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "results": BELOW_PIPELINE | {"recipe", "run"},
     "pipeline": BELOW_PIPELINE | {"recipe", "run", "results"},
     "testing": BELOW_PIPELINE | {"recipe", "run", "pipeline"},
-    "cli": BELOW_PIPELINE | {"recipe", "run", "pipeline", "testing"},
+    "table_commands": BELOW_PIPELINE,
+    "cli": BELOW_PIPELINE | {"recipe", "run", "pipeline", "testing", "table_commands"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for

@@ -114,7 +114,7 @@ def _take(path: Path) -> int | None:
         # The holder before may have removed the file after it was opened here: then others lock a new one.
         if not _is_at(descriptor, path):
             os.close(descriptor)
-            return None
+            return _take(path)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, it is only nameless
             os.ftruncate(descriptor, 0)
             os.write(descriptor, _myself().encode())

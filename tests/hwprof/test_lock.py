@@ -176,6 +176,24 @@ def test_many_processes_have_it_one_after_the_other(tmp_path: Path) -> None:
     assert int(number.read_text()) == 60
 
 
+def test_a_file_removed_between_opening_and_locking_is_not_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder before removes its file as it goes: a lock on that file would keep nobody out."""
+    path, real, calls = tmp_path / "table.lock", lock_module._lock, []
+
+    def lock(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            path.unlink()
+        return real(descriptor)
+
+    monkeypatch.setattr(lock_module, "_lock", lock)
+    with Lock(path, "wait"):
+        assert path.exists()
+        assert len(calls) == 2
+
+
 @pytest.fixture
 def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of temporary files of this test alone: its machine is free."""

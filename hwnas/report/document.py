@@ -11,6 +11,7 @@ from pathlib import Path
 from hwnas.report.markup import Markup, script_json, tag
 from hwnas.report.plots import Figure
 from hwnas.report.wording import significant
+from hwnas.space import Option
 
 ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
@@ -88,6 +89,12 @@ def sorting_table(caption: str, columns: Iterable[tuple[str, str]], rows: Iterab
         class_="networks",
     )
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def network_name(name: str, arch: str, choice: Mapping[str, Option]) -> Markup:
+    """A network's name, which opens to show what it consists of."""
+    choices = tag("ul", *(tag("li", f"{slot}: {option}") for slot, option in choice.items()))
+    return tag("details", tag("summary", name), tag("small", arch), choices)
 
 
 def cell(value: float | None, *shown: str) -> Markup:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hwnas.report.plots import Figure, bars, diagonal, layout, points
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary
 from hwnas.report.wording import NOTHING, count, interval, ms, share, significant
+from hwnas.space import Option
 
 
 def front_figure(summary: RunSummary) -> Figure | None:
@@ -140,17 +141,22 @@ def network_text(row: NetworkRow) -> str:
     """The hover text of an exported network: its choices in words, its numbers with units."""
     error = NOTHING if row.error is None else share(row.error, sign=True)
     measured = interval(row.measured_ms, row.measured_low_ms, row.measured_high_ms)
-    choices = " · ".join(f"{slot} {option}" for slot, option in row.choice.items())
     return "<br>".join(
         [
             f"<b>{html.escape(row.name, quote=False)}</b>",
-            *(html.escape(line, quote=False) for line in textwrap.wrap(choices, 56)),
+            *choice_lines(row.choice),
             f"accuracy {row.accuracy:.1f} % (validation {row.valid_accuracy:.1f} %)",
             f"predicted {interval(row.predicted_ms, row.predicted_low_ms, row.predicted_high_ms)}",
             f"measured {measured}, error {error}" if row.refused is None else "not measured",
             f"{count(row.macs)} MACs, {count(row.params)} parameters",
         ]
     )
+
+
+def choice_lines(choice: Mapping[str, Option]) -> list[str]:
+    """An architecture's choices in words, for a hover text."""
+    choices = " · ".join(f"{slot} {option}" for slot, option in choice.items())
+    return [html.escape(line, quote=False) for line in textwrap.wrap(choices, 56)]
 
 
 def candidate_text(one: Candidate) -> str:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import JsonValue
-
-from hwnas.report.document import bounds, cell, document, heading, plot, sorting_table, write_page
+from hwnas.report.document import bounds, cell, document, heading, network_name, plot, sorting_table, write_page
 from hwnas.report.figures import agreement_figure, front_figure, score_figures
 from hwnas.report.markup import Markup, facts, join, tag
 from hwnas.report.plots import Figure
 from hwnas.report.summary import LATENCY_LIMIT, NetworkRow, RunSummary
-from hwnas.report.wording import NOTHING, best, count, mean_error, ms, seconds, share, significant, size, span, verdict
+from hwnas.report.wording import (
+    NOTHING,
+    best,
+    count,
+    mean_error,
+    ms,
+    plain,
+    seconds,
+    share,
+    significant,
+    size,
+    span,
+    verdict,
+)
 
 NETWORK_COLUMNS = (
     ("Network", ""),
@@ -108,8 +118,7 @@ def _networks(summary: RunSummary) -> Markup:
 
 
 def _network(row: NetworkRow) -> Markup:
-    choices = tag("ul", *(tag("li", f"{slot}: {option}") for slot, option in row.choice.items()))
-    name = tag("details", tag("summary", row.name), tag("small", row.arch), choices)
+    name = network_name(row.name, row.arch, row.choice)
     over = [tag("div", "over the limit", class_="over")] if row.within_limit is False else []
     if row.refused is None:
         interval = bounds(row.measured_low_ms, row.measured_high_ms)
@@ -161,7 +170,7 @@ def _provenance(summary: RunSummary) -> Iterator[Markup]:
     ]
     evaluated = ("Architectures evaluated", str(len(summary.candidates)))
     stages = [(stage, seconds(value)) for stage, value in summary.seconds.items()]
-    space = [(key, _plain(value)) for key, value in summary.space.items()]
+    space = [(key, plain(value)) for key, value in summary.space.items()]
     yield tag(
         "div",
         facts("Target", [(key, str(value)) for key, value in summary.target.items()]),
@@ -173,9 +182,3 @@ def _provenance(summary: RunSummary) -> Iterator[Markup]:
         class_="pair",
     )
     yield tag("details", tag("summary", "The recipe of this run"), tag("pre", summary.recipe), open="")
-
-
-def _plain(value: JsonValue) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)

@@ -1,12 +1,19 @@
-"""The front as a table for the terminal, readable at 80 columns."""
+"""Results as tables for the terminal, readable at 80 columns."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from rich.table import Table
 from rich.text import Text
 
 from hwnas.report.summary import RunSummary
+from hwnas.report.validation_wording import systematic_text, validation_facts, worst_text
 from hwnas.report.wording import NOTHING, share, significant
+from hwnas.validation import TableValidation
+
+# Blocks of a badly predicted network that the terminal lists; the page lists more.
+LISTED = 3
 
 
 def front_table(summary: RunSummary) -> Table:
@@ -28,3 +35,32 @@ def front_table(summary: RunSummary) -> Table:
         notes = ["no network on the front"]
     table.caption = Text("\n".join(notes)) if notes else None
     return table
+
+
+def validation_table(result: TableValidation) -> Table:
+    """The numbers of a validation for the terminal."""
+    table = Table(title="Predicted against measured", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in validation_facts(result):
+        table.add_row(Text(what), Text(value))
+    return table
+
+
+def validation_notes(result: TableValidation) -> Iterator[str]:
+    """What the terminal says below the numbers: the worst networks, their blocks, what is off systematically."""
+    for worst in result.worst:
+        yield f"{worst.arch}: {worst_text(worst)}"
+        for block in worst.blocks[:LISTED]:
+            estimated = " (estimated)" if block.origin == "estimated" else ""
+            much = "much" if block.excess_ms > 0 else "little"
+            yield (
+                f"    {significant(abs(block.excess_ms))} ms too {much}, {share(block.share)} of the error: "
+                f"{block.position} {block.key}{estimated}"
+            )
+    if not result.worst and result.agreement is not None:
+        yield "no network's error is beyond the noise"
+    for found in result.systematic:
+        yield systematic_text(found)
+    if not result.systematic and result.agreement is not None:
+        yield "no block and no option is off systematically, as far as these networks tell"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from statistics import fmean
+
+from pydantic import JsonValue
 
 from hwnas.report.summary import LATENCY_LIMIT, NetworkRow, RunSummary
 
@@ -60,6 +63,13 @@ def seconds(value: float) -> str:
 def span(low: float, high: float) -> str:
     """A range of milliseconds; one number where both ends read alike."""
     return ms(low) if significant(low) == significant(high) else f"{significant(low)} to {ms(high)}"
+
+
+def plain(value: JsonValue) -> str:
+    """A setting as people read it: text as it is, whole numbers with commas, all else as JSON."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)
 
 
 def mean_error(summary: RunSummary) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from torch import Tensor, nn
 
 from hwnas.latency.covering import random_archs
 from hwnas.latency.graph import block_index, trace_model, write_graph
@@ -23,6 +24,7 @@ from hwnas.recipe import parse_recipe
 from hwnas.run import Run
 from hwnas.space import format_arch, parse_arch
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwnas.trace import trace
 from hwprof.client import AgentClient, Group, Result
 from hwprof.devices.local import LocalDevice
 from hwprof.errors import DeviceError
@@ -225,6 +227,23 @@ def test_kernels_fuse_what_only_the_next_operator_reads(benchmark: ModuleType, r
     assert first == split(block.trace)[0]
 
 
+class ReadTwice(nn.Module):
+    """A convolution whose output both its activation and the sum read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(4, 4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.relu(y) + y
+
+
+def test_what_two_operators_read_ends_a_kernel(benchmark: ModuleType) -> None:
+    found = sys.modules["baselines.kernels"].kernels(trace(ReadTwice(), [(4, 8, 8)]))
+    assert [kernel.kind for kernel in found] == ["conv", "relu", "add"]
+
+
 def test_every_kind_of_kernel_is_sampled(benchmark: ModuleType, run: Run) -> None:
     module = sys.modules["baselines.kernels"]
     distinct = list(dict.fromkeys(kernel for block in run.index.blocks for kernel in module.kernels(block.trace)))
@@ -257,9 +276,10 @@ def test_forests_of_kernels_are_near_where_every_kernel_was_measured(
     assert np.abs(fitted.predicted_ms / exact - 1).mean() < 0.05
 
 
-def test_boosting_learns_from_other_networks_than_it_predicts(
-    run: Run, archs: np.ndarray, fake: type[FakeClient], tmp_path: Path
-) -> None:
+def test_boosting_learns_from_other_networks_than_it_predicts(run: Run, fake: type[FakeClient], tmp_path: Path) -> None:
+    # The first networks that it would draw are those to predict.
+    nothing = np.empty((0, len(run.space.slots)), dtype=np.int64)
+    archs = random_archs(run.space, 60, np.random.default_rng(3 + 1), exclude=nothing)[:8]
     (found,) = sys.modules["baselines.boosting"].boosting(run, archs, context_of(archs, 60))
     (names,) = fake.asked
     assert len(set(names)) == len(names) == 60

@@ -1,4 +1,4 @@
-"""The command line: `hwnas profile | search | export | run | report | new | devices | spaces | import | merge`.
+"""The command line: `hwnas --help` lists its commands.
 
 Results go to standard output (as JSON with --json), progress and errors to standard error. Exit codes: 0 done, 1 an
 error that the message explains, 2 wrong usage, 130 interrupted (run the same command again to go on).
@@ -97,6 +97,47 @@ def profile(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> 
         )
         table.add_row("noise floor", f"{validation_.noise_floor:.1%} (the same networks measured again)")
     out.print(table)
+
+
+@app.command(epilog="Example: hwnas validate pipelines/quickstart.toml --max-error 5%")
+def validate(
+    recipe: RecipePath,
+    networks: Annotated[int, typer.Option(min=1, help="Unseen networks to measure.")] = 60,
+    seed: Annotated[int | None, typer.Option(min=0, help="Which networks; by default the recipe's seed.")] = None,
+    session_repeat: Annotated[bool, typer.Option(help="Measure them again in a second session: the noise floor.")] = (
+        True
+    ),
+    table: Annotated[Path | None, typer.Option(help="The latency table, if not the recipe's.")] = None,
+    max_error: Annotated[str | None, typer.Option(help="Exit with 1 if the mean error is above this, e.g. 5%.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where to; by default beside the table.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure networks that a latency table has never seen: does it still predict what the target takes?"""
+    from hwnas.latency.unseen_session import ValidateConfig
+    from hwnas.report.terminal import validation_notes, validation_table
+    from hwnas.validating import PAGE, failure, parse_fraction, validate_stage
+
+    limit = None if max_error is None else parse_fraction(max_error)
+    with _run(recipe) as run:
+        if table is not None:
+            run.table_path = table
+        config = ValidateConfig(networks, run.recipe.seed if seed is None else seed, session_repeat)
+        result, folder = validate_stage(run, config, output)
+    if as_json:
+        out.file.write(result.to_json())
+    else:
+        out.print(validation_table(result))
+        for note in validation_notes(result):
+            out.print(Text(note), soft_wrap=True)
+        for note in result.notes:
+            out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
+        out.print(Text(result.verdict, style="bold"), soft_wrap=True)
+        out.print(f"page: {folder / PAGE}", soft_wrap=True)
+    if (reason := failure(result, limit)) is not None:
+        err.print(Text(f"error: {reason}", style="red"), soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: hwnas search pipelines/quickstart.toml")

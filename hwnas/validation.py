@@ -72,12 +72,13 @@ class Coverage:
     """How many of `networks` measurements a bound held: `inside`, beside the `nominal` fraction it promises.
 
     `low` and `high` are the 95% binomial interval (Clopper and Pearson) of the fraction held. `fit` says whether the
-    promise is kept as far as these networks and those that calibrated the bound can tell.
+    promise is kept as far as these networks and the `calibrated` ones, whose quantile the bound is, can tell.
     """
 
     nominal: float
     inside: int
     networks: int
+    calibrated: int
     low: float
     high: float
     fit: Fit

@@ -15,7 +15,7 @@ from hwnas.errors import HwnasError
 from hwnas.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("profile", "search", "export", "run", "report", "new", "devices", "spaces", "import", "merge")
+COMMANDS = ("profile", "validate", "search", "export", "run", "report", "new", "devices", "spaces", "import", "merge")
 runner = CliRunner()
 
 

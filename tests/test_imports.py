@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "run": BELOW_PIPELINE | {"recipe"},
     "results": BELOW_PIPELINE | {"recipe", "run"},
     "pipeline": BELOW_PIPELINE | {"recipe", "run", "results"},
+    "validating": BELOW_PIPELINE | {"recipe", "run"},
     "testing": BELOW_PIPELINE | {"recipe", "run", "pipeline"},
     "table_commands": BELOW_PIPELINE,
-    "cli": BELOW_PIPELINE | {"recipe", "run", "pipeline", "testing", "table_commands"},
+    "cli": BELOW_PIPELINE | {"recipe", "run", "pipeline", "testing", "table_commands", "validating"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for

@@ -105,7 +105,7 @@ def coverage(inside: NDArray[np.bool_], nominal: float, calibrated: int) -> Cove
         fit = "too few inside"
     elif law.sf(held - 1) < UNLUCKY:
         fit = "wider than needed"
-    return Coverage(nominal, held, count, low, high, fit)
+    return Coverage(nominal, held, count, calibrated, low, high, fit)
 
 
 def noise_sd(measured_ms: FloatVector, again_ms: Sequence[float | None], promise: Promise | None) -> float:

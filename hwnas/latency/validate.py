@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from hwnas.latency.agreement import agreement, beyond_noise, coverage, judge, no
 from hwnas.latency.blame import block_errors, profiler_shift, suspects, systematic_errors
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import Measured
+from hwnas.latency.predict import LatencyPredictor
 from hwnas.latency.unseen import unseen_archs
 from hwnas.latency.unseen_session import AGAIN, FIRST, Session, ValidateConfig
 from hwnas.progress import Progress, silent
@@ -40,20 +40,10 @@ INTERVAL, UPPER = 0.9, 0.95
 RESULT = "validation.json"
 
 
-class Predictor(Protocol):
-    """What is validated: latencies of (n, slots) architectures in ms, with bounds."""
-
-    def predict_ms(self, archs: IntMatrix) -> FloatVector: ...
-
-    def interval_ms(self, archs: IntMatrix, confidence: float = ...) -> tuple[FloatVector, FloatVector]: ...
-
-    def upper_ms(self, archs: IntMatrix, confidence: float) -> FloatVector: ...
-
-
 def validate(
     space: SearchSpace,
     table: LatencyTable,
-    predictor: Predictor,
+    predictor: LatencyPredictor,
     device: Device,
     folder: Path,
     config: ValidateConfig,
@@ -92,7 +82,7 @@ def validate(
 
 
 def _predictions(
-    space: SearchSpace, predictor: Predictor, archs: IntMatrix, drawn: Sequence[Drawn]
+    space: SearchSpace, predictor: LatencyPredictor, archs: IntMatrix, drawn: Sequence[Drawn]
 ) -> tuple[list[NetworkResult], list[str]]:
     """The networks with what is predicted of them, and what the table cannot say."""
     predicted = predictor.predict_ms(archs)

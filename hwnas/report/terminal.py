@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwnas.report.summary import RunSummary
-from hwnas.report.validation_wording import systematic_text, validation_facts, worst_text
+from hwnas.report.validation_wording import explains, systematic_text, validation_facts, worst_text
 from hwnas.report.wording import NOTHING, share, significant
 from hwnas.validation import TableValidation
 
@@ -51,7 +51,7 @@ def validation_notes(result: TableValidation) -> Iterator[str]:
     """What the terminal says below the numbers: the worst networks, their blocks, what is off systematically."""
     for worst in result.worst:
         yield f"{worst.arch}: {worst_text(worst)}"
-        for block in worst.blocks[:LISTED]:
+        for block in worst.blocks[:LISTED] if explains(worst) else ():
             estimated = " (estimated)" if block.origin == "estimated" else ""
             much = "much" if block.excess_ms > 0 else "little"
             yield (

@@ -17,7 +17,7 @@ def validation_facts(result: TableValidation) -> list[tuple[str, str]]:
                 f"{share(found.mean_error)} ({share(found.mean_error_low)} to {share(found.mean_error_high)})",
             ),
             *(
-                (f"Mean error, {drawn} networks", f"{share(error)} of {sum(n.drawn == drawn for n in result.measured)}")
+                (f"Mean error, {drawn} networks", f"{share(error)} on {sum(n.drawn == drawn for n in result.measured)}")
                 for drawn, error in result.by_draw.items()
             ),
             ("Noise floor: measured twice", share(found.noise_floor) + _repeats(found.repeated)),
@@ -62,15 +62,20 @@ def systematic_text(found: SystematicError) -> str:
     return f"{found.name}: networks with it are predicted {amount}{alike}"
 
 
+def explains(worst: WorstCase) -> bool:
+    """Whether the blocks' times explain the error: by a share that can be more than the noise of profiling."""
+    return worst.explained is not None and 0.25 <= worst.explained <= 2
+
+
 def worst_text(worst: WorstCase) -> str:
     """One badly predicted network in words."""
     text = (
         f"predicted {ms(worst.predicted_ms)}, measured {ms(worst.measured_ms)}: {share(worst.error, sign=True)}, "
-        f"{share(worst.beyond_noise)} of it beyond the noise"
+        f"of which noise leaves {share(worst.beyond_noise)}"
     )
     if worst.explained is None:
         return f"{text}; not profiled: {worst.not_profiled}"
-    if not 0.25 <= worst.explained <= 2:
+    if not explains(worst):
         return f"{text}; its blocks, profiled again, do not explain it ({share(worst.explained)} of it)"
     return f"{text}; its blocks, profiled again, explain {share(worst.explained)} of it"
 
@@ -78,7 +83,7 @@ def worst_text(worst: WorstCase) -> str:
 def _coverage(found: Coverage | None) -> str:
     if found is None:
         return "the table gives none"
-    return f"{found.inside} of {found.networks} ({share(found.low)} to {share(found.high)}): {found.fit}"
+    return f"{found.inside} of {found.networks} ({share(found.low)} to {share(found.high)}): {found.fit} by {found.calibrated}"
 
 
 def _rank(value: float | None) -> str:

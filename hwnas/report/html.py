@@ -23,6 +23,7 @@ from hwnas.report.wording import (
     significant,
     size,
     span,
+    target_line,
     verdict,
 )
 
@@ -103,9 +104,7 @@ def _header(summary: RunSummary) -> Markup:
         ("Mean prediction error", share(mean_error(summary))),
         ("Noise floor", share(summary.table.noise_floor)),
     )
-    named = list(summary.target.items())[:6]
-    target = " · ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in named)
-    about = f"{target} · {summary.created}" if target else summary.created
+    about = target_line(summary.target, summary.created)
     return heading(summary.name, verdict(summary), about, tiles, summary.warnings)
 
 

@@ -10,7 +10,7 @@ from hwnas.report.markup import Markup, facts, join, tag
 from hwnas.report.plots import Figure
 from hwnas.report.validation_figures import agreement_figure, residual_figure
 from hwnas.report.validation_wording import systematic_text, validation_facts, worst_text
-from hwnas.report.wording import NOTHING, plain, seconds, share, significant
+from hwnas.report.wording import NOTHING, plain, seconds, share, significant, target_line
 from hwnas.validation import NetworkResult, TableValidation
 
 NETWORK_COLUMNS = (
@@ -24,11 +24,11 @@ NETWORK_COLUMNS = (
 BLOCK_COLUMNS = (
     ("Block", ""),
     ("Row", ""),
-    ("In the prediction (ms)", "number"),
-    ("Profiled then (ms)", "number"),
-    ("Profiled now (ms)", "number"),
+    ("Predicted (ms)", "number"),
+    ("Profiled then", "number"),
+    ("and now (ms)", "number"),
     ("Too much (ms)", "number"),
-    ("Of the error (%)", "number"),
+    ("Share (%)", "number"),
 )
 SYSTEMATIC_COLUMNS = (
     ("Block or option", ""),
@@ -58,7 +58,7 @@ def _title(result: TableValidation) -> str:
 
 def _body(result: TableValidation, figures: dict[str, Figure]) -> Iterator[Markup]:
     """The visible page; puts the figures it shows into `figures`, by the id of their element."""
-    found, target = result.agreement, " · ".join(str(value) for value in result.target.values())
+    found = result.agreement
     tiles = [
         ("Mean error", share(found.mean_error if found else None)),
         ("Noise floor", share(found.noise_floor if found else None)),
@@ -68,7 +68,7 @@ def _body(result: TableValidation, figures: dict[str, Figure]) -> Iterator[Marku
             f"{result.interval.inside} of {result.interval.networks}" if result.interval else NOTHING,
         ),
     ]
-    yield heading(_title(result), result.verdict, f"{target} · {result.created}", tiles, result.notes)
+    yield heading(_title(result), result.verdict, target_line(result.target, result.created), tiles, result.notes)
     yield Markup("<main>")
     yield tag("noscript", tag("p", "The figures need JavaScript; the tables hold the same numbers."))
     shown = tag("p", "No network was measured.", class_="muted")

@@ -55,7 +55,7 @@ def systematic_text(found: SystematicError) -> str:
     amount = (
         f"{share(abs(found.error))} (± {share(found.standard_error)}) too {'much' if found.error > 0 else 'little'}"
     )
-    alike = f", or one of {found.alike} that always go with it" if found.alike else ""
+    alike = f", or another that goes with it ({found.alike})" if found.alike else ""
     if found.kind == "block":
         estimated = ", an estimated row" if found.origin == "estimated" else ""
         return f"{found.name}: the table has {amount} for this block{estimated}{alike}"
@@ -83,7 +83,8 @@ def worst_text(worst: WorstCase) -> str:
 def _coverage(found: Coverage | None) -> str:
     if found is None:
         return "the table gives none"
-    return f"{found.inside} of {found.networks} ({share(found.low)} to {share(found.high)}): {found.fit} by {found.calibrated}"
+    kept = f"{found.inside} of {found.networks} ({share(found.low)} to {share(found.high)})"
+    return f"{kept}: {found.fit}, by {found.calibrated} networks"
 
 
 def _rank(value: float | None) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from statistics import fmean
 
 from pydantic import JsonValue
 
 from hwnas.report.summary import LATENCY_LIMIT, NetworkRow, RunSummary
+from hwnas.space import Option
 
 NOTHING = "–"
 
@@ -63,6 +65,12 @@ def seconds(value: float) -> str:
 def span(low: float, high: float) -> str:
     """A range of milliseconds; one number where both ends read alike."""
     return ms(low) if significant(low) == significant(high) else f"{significant(low)} to {ms(high)}"
+
+
+def target_line(target: Mapping[str, Option], created: str) -> str:
+    """The first facts of a target and when it was measured, in one line."""
+    named = list(target.items())[:6]
+    return " · ".join([*(value if isinstance(value, str) else f"{key} {value}" for key, value in named), created])
 
 
 def plain(value: JsonValue) -> str:

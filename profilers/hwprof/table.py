@@ -164,7 +164,7 @@ def read_table(path: Path) -> LatencyTable:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TableError(f"there is no latency table at {path}; make one with: hwnas profile RECIPE.toml") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or no path at all
         raise TableError(f"{path} cannot be read as a latency table: {error}") from error
     return load_table(text, str(path))
 
@@ -218,6 +218,10 @@ def _unique(pairs: Iterable[tuple[str, Any]], source: str) -> dict[str, Any]:
 
 def _check_values(table: LatencyTable, source: str) -> None:
     """Every number finite and in its range: a bad one would be believed by everything behind it."""
+    try:
+        json.dumps(table.provenance, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TableError(f"{source}: provenance must be plain finite values ({error}); profile again") from error
     positive: dict[str, Any] = {}
     counted: dict[str, Any] = {}
     for key, row in table.rows.items():
@@ -227,6 +231,10 @@ def _check_values(table: LatencyTable, source: str) -> None:
         counted |= {f"rows[{key!r}].spread": row.spread, f"rows[{key!r}].count": row.count}
         if row.origin not in ORIGINS:
             raise TableError(f"{source}: rows[{key!r}].origin is {row.origin!r}, must be {', '.join(ORIGINS)}")
+    names = [model.name for model in table.models]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise TableError(f"{source} holds the model {name!r} twice; profile again, or delete one of them")
     for model in table.models:
         positive[f"models[{model.name!r}].ms"] = model.ms
         counted[f"models[{model.name!r}].spread"] = model.spread

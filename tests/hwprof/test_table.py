@@ -139,6 +139,8 @@ def test_any_flipped_digit_is_refused(place: int) -> None:
         pytest.param(setting("target", "color", value="red"), "no field 'color'", id="unknown field of the target"),
         pytest.param(setting("rows", "head", "origin", value="guessed"), "origin is 'guessed'", id="unknown origin"),
         pytest.param(setting("models", 0, "role", value="king"), "role is 'king'", id="unknown role"),
+        pytest.param(setting("models", 1, "name", value="0-1"), "holds the model '0-1' twice", id="a model twice"),
+        pytest.param(setting("provenance", "state", value=[math.nan]), "must be plain finite values", id="provenance"),
         pytest.param(setting("models", 0, "name", value=3), "models", id="name that is a number"),
         pytest.param(setting("rows", "head", "profiled_ms", value=0.0), "profiled_ms is 0.0", id="profiled 0"),
         pytest.param(setting("intercept_ms", value="1.0"), "intercept_ms is '1.0'", id="intercept as text"),
@@ -191,6 +193,38 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read_table(tmp_path)
     with pytest.raises(TableError, match=r"there is no latency table at .* hwnas profile"):
         read_table(tmp_path / "missing.json")
+    with pytest.raises(TableError, match="cannot be read as a latency table: embedded null"):
+        read_table(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "utf-7"])
+def test_another_encoding_is_refused_or_the_same_table(tmp_path: Path, encoding: str) -> None:
+    table = replace(TABLE, provenance={"command": "größe"})
+    text = dump_table(table).replace("\\u00f6", "ö")  # a hand-edited one: what was written is all ASCII
+    (tmp_path / "table.json").write_bytes(text.encode(encoding))
+    with pytest.raises(TableError, match=r"cannot be read|not a latency table|changed or damaged"):
+        read_table(tmp_path / "table.json")
+
+
+def test_a_table_cut_off_at_any_character_is_refused() -> None:
+    for end in range(len(TEXT.rstrip())):
+        with pytest.raises(TableError, match="some table"):
+            load_table(TEXT[:end], "some table")
+
+
+@pytest.mark.parametrize("key", ["schema", "ms", "batch", "onnxruntime", "load", "models"])
+def test_a_key_twice_is_refused_at_every_level_even_with_a_checksum_that_holds(key: str) -> None:
+    body = TEXT.partition(',\n "checksum": ')[0][1:]
+    name = json.dumps(key)
+    doubled = body.replace(f"{name}:", f"{name}: 1, {name}:", 1)
+    with pytest.raises(TableError, match=f"holds '{key}' twice"):
+        load_table(table_module._sealed(doubled) + "\n")
+
+
+def test_a_table_with_values_that_are_no_numbers_in_its_provenance_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="provenance must be plain finite values"):
+        write_table(replace(TABLE, provenance={"anchor_range": math.nan}), tmp_path / "table.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

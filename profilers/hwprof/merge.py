@@ -28,7 +28,7 @@ def merge_tables(
 ) -> LatencyTable:
     """All rows and models of the tables, in the first one's scale; `names` tell the tables apart in errors.
 
-    A key with different rows is an error unless `prefer` is "last" or "pooled" (averaged by count). Raises TableError
+    A key with different times is an error unless `prefer` is "last" or "pooled" (averaged by count). Raises TableError
     where targets or fingerprints differ, or where there is no common scale.
     """
     names = [f"table {number}" for number in range(1, len(tables) + 1)] if names is None else names
@@ -42,7 +42,7 @@ def merge_tables(
         before = " + ".join(names[:number])
         scale = _scale(merged, tables[number], before, names[number])
         history[number]["scale"] = scale
-        merged = _merge(merged, _scaled(tables[number], scale), before, names[number], prefer)
+        merged = _merge(merged, tables[number].scaled(scale), before, names[number], prefer)
     provenance: dict[str, Any] = {"merged": history, "prefer": prefer}
     spaces = [table.provenance.get("space") for table in tables]
     if spaces[0] is not None and all(space == spaces[0] for space in spaces):
@@ -122,28 +122,13 @@ def _scale(first: LatencyTable, second: LatencyTable, before: str, name: str) ->
     return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
-def _scaled(table: LatencyTable, scale: float) -> LatencyTable:
-    if scale == 1.0:
-        return table
-
-    def times(value: float | None) -> float | None:
-        return None if value is None else value * scale
-
-    return replace(
-        table,
-        intercept_ms=table.intercept_ms * scale,
-        models=tuple(replace(model, ms=model.ms * scale, again_ms=times(model.again_ms)) for model in table.models),
-        rows={
-            key: replace(row, ms=row.ms * scale, profiled_ms=times(row.profiled_ms)) for key, row in table.rows.items()
-        },
-    )
-
-
 def _merge(first: LatencyTable, second: LatencyTable, before: str, name: str, prefer: str | None) -> LatencyTable:
     rows = dict(first.rows)
     for key, row in second.rows.items():
-        if key not in rows or rows[key] == row or prefer == "last":
+        if key not in rows or prefer == "last":
             rows[key] = row
+        elif prefer is None and rows[key].ms == row.ms:
+            continue
         elif prefer == "pooled":
             rows[key] = pooled_row([rows[key], row])
         else:
@@ -151,29 +136,40 @@ def _merge(first: LatencyTable, second: LatencyTable, before: str, name: str, pr
                 f"{key} is {rows[key].ms:.6g} ms in {before} and {row.ms:.6g} ms in {name}"
                 f"{_others(first, second)}; say which to take: --prefer last, or --prefer pooled for their average"
             )
+    fusions = first.fusion_ms | {
+        operator: _settled(f"the fusion {operator}", first.fusion_ms.get(operator, ms), ms, before, name, prefer)
+        for operator, ms in second.fusion_ms.items()
+    }
     return replace(
         first,
         intercept_ms=_intercept(first, second, before, name, prefer),
         models=_models(first.models, second.models),
         rows=rows,
+        fusion_ms=fusions,
     )
 
 
 def _others(first: LatencyTable, second: LatencyTable) -> str:
-    different = sum(first.rows[key] != row for key, row in second.rows.items() if key in first.rows)
+    different = sum(first.rows[key].ms != row.ms for key, row in second.rows.items() if key in first.rows)
     return f" (and {different - 1} more differ)" if different > 1 else ""
 
 
 def _intercept(first: LatencyTable, second: LatencyTable, before: str, name: str, prefer: str | None) -> float:
-    if prefer == "last" or first.intercept_ms == second.intercept_ms:
-        return second.intercept_ms
-    both = (first.intercept_ms + second.intercept_ms) / 2
     smallest = min((model.ms for model in (*first.models, *second.models)), default=0.0)
-    if prefer == "pooled" or abs(first.intercept_ms - second.intercept_ms) <= NEGLIGIBLE * smallest:
-        return both
+    if abs(first.intercept_ms - second.intercept_ms) <= NEGLIGIBLE * smallest and prefer is None:
+        return (first.intercept_ms + second.intercept_ms) / 2
+    return _settled("the intercept", first.intercept_ms, second.intercept_ms, before, name, prefer)
+
+
+def _settled(what: str, first: float, second: float, before: str, name: str, prefer: str | None) -> float:
+    """A number that the rows were calibrated with. Raises TableError where it differs and nothing is preferred."""
+    if first == second or prefer == "last":
+        return second
+    if prefer == "pooled":
+        return (first + second) / 2
     raise TableError(
-        f"{before} has an intercept of {first.intercept_ms:.4g} ms, {name} of {second.intercept_ms:.4g} ms, and rows "
-        "are only right with their own; say which to take: --prefer last, or --prefer pooled for their average"
+        f"{what} is {first:.4g} ms in {before} and {second:.4g} ms in {name}, and rows are only right with their own; "
+        "say which to take: --prefer last, or --prefer pooled for the average"
     )
 
 

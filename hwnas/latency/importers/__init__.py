@@ -36,6 +36,7 @@ IMPORTERS = {
 
 # Published tables have some hundred rows, some ten kilobytes.
 LARGEST_BYTES = 4 * 1024 * 1024
+MOST_ENTRIES = 10_000
 
 
 class Importer(Protocol):
@@ -97,6 +98,8 @@ def import_table(
         raise TableError(f"unknown unit {unit!r}; known: {', '.join(UNITS_MS)}")
     factor = UNITS_MS[unit or importer.UNIT]
     entries = [entry.scaled(factor) for entry in importer.read(text, str(path))]
+    if len(entries) > MOST_ENTRIES:
+        raise TableError(f"{path} has {len(entries)} rows, at most {MOST_ENTRIES} are read; is it the right file?")
     entries = _chosen(entries, path, table, resolution)
     translations = list(importer.translate(entries))
     several: dict[str, list[Row]] = defaultdict(list)

@@ -9,6 +9,7 @@ neither squeeze-excite nor activation: all of its activations are ReLU6.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -116,25 +117,17 @@ def _bottleneck(layer: Layer, dialect: Dialect) -> Block | None:
 
 def _heads(layers: dict[Entry, Layer | None], dialect: Dialect) -> Iterator[tuple[tuple[Entry, ...], HeadBlock]]:
     """Average pooling, 1x1 convolution and classifier of one resolution that fit each other."""
-
-    def of_kind(kind: str) -> Iterator[tuple[Entry, Layer]]:
-        for entry, layer in layers.items():
-            if layer is not None and layer.kind == kind and not layer.attributes:
-                yield entry, layer
-
-    for pool, pooled in of_kind("AvgPool2D"):
-        if len(pooled.input) != 3 or pooled.input[0] != pooled.input[1] or pooled.output != (1, 1, pooled.input[2]):
+    takers: dict[tuple[str, int | None, tuple[int, ...]], list[tuple[Entry, Layer]]] = defaultdict(list)
+    for entry, layer in layers.items():
+        if layer is not None and not layer.attributes:
+            takers[layer.kind, entry.resolution, layer.input].append((entry, layer))
+    pools = [pair for (kind, _, _), pairs in takers.items() if kind == "AvgPool2D" for pair in pairs]
+    for pool, pooled in pools:
+        size, channels = pooled.input[0], pooled.input[-1]
+        if pooled.input != (size, size, channels) or pooled.output != (1, 1, channels):
             continue
-        for mix, mixed in of_kind("Conv_2"):
-            if mixed.input != pooled.output or mixed.output[:-1] != (1, 1) or mix.resolution != pool.resolution:
-                continue
-            for logits, classified in of_kind("Logits"):
-                if (
-                    classified.input == mixed.output
-                    and len(classified.output) == 1
-                    and logits.resolution == pool.resolution
-                ):
-                    block = HeadBlock(
-                        pooled.input[0], pooled.input[2], mixed.output[2], classified.output[0], dialect.activation
-                    )
-                    yield (pool, mix, logits), block
+        for mix, mixed in takers.get(("Conv_2", pool.resolution, pooled.output), []):
+            for logits, classified in takers.get(("Logits", pool.resolution, mixed.output), []):
+                if mixed.output[:-1] == (1, 1) and len(classified.output) == 1:
+                    hidden, classes = mixed.output[-1], classified.output[0]
+                    yield (pool, mix, logits), HeadBlock(size, channels, hidden, classes, dialect.activation)

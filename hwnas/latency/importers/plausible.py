@@ -24,13 +24,13 @@ def absurd(rows_ms: Mapping[str, float], blocks: Mapping[str, Block]) -> dict[st
         for key, ms in rows_ms.items()
         if ms > LONGEST_MS
     }
-    macs = {key: math.log(block.macs) for key, block in blocks.items() if block.macs}
-    for key, own in macs.items():
-        near = sorted((abs(other - own), rows_ms[name], other) for name, other in macs.items() if name != key)
+    ordered = sorted((math.log(block.macs), key) for key, block in blocks.items() if block.macs)
+    for place, (own, key) in enumerate(ordered):
+        window = ordered[max(0, place - NEIGHBOURS) : place] + ordered[place + 1 : place + 1 + NEIGHBOURS]
+        near = sorted((abs(macs - own), rows_ms[other] * math.exp(own - macs)) for macs, other in window)
         if len(near) < 3:
             continue
-        expected = statistics.median(ms * math.exp(own - other) for _, ms, other in near[:NEIGHBOURS])
-        factor = rows_ms[key] / expected
+        factor = rows_ms[key] / statistics.median(ms for _, ms in near[:NEIGHBOURS])
         if not 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR:
             wrong.setdefault(key, f"{rows_ms[key]:.4g} ms, {factor:.2g} times what blocks of as much work take")
     return wrong

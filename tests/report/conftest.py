@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hwnas.report.summary import Candidate, NetworkRow, RunSummary, TableFacts
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--window-size=1200,900",
+    "--virtual-time-budget=10000",
+    "--dump-dom",
+]
 
 
 def make_row(number: int, **changes: Any) -> NetworkRow:
@@ -92,3 +111,16 @@ def summary() -> RunSummary:
 @pytest.fixture
 def row_of() -> Callable[..., NetworkRow]:
     return make_row
+
+
+@pytest.fixture
+def rendered(chromium: str, tmp_path: Path) -> Callable[[Path], tuple[str, str]]:
+    """Opens a page: (the document after its scripts ran, what it wrote to the console)."""
+
+    def open_page(path: Path) -> tuple[str, str]:
+        command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", path.resolve().as_uri()]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, encoding="utf-8")
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout, "\n".join(line for line in ran.stderr.splitlines() if "CONSOLE" in line)
+
+    return open_page

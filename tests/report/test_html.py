@@ -4,51 +4,19 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import HOSTILE, Reader
 
 from hwnas.report.html import page, write_html
 from hwnas.report.markup import Markup, script_json, tag
 from hwnas.report.summary import Candidate, NetworkRow, RunSummary
 
-HOSTILE = "</script><!--<img src=x onerror=alert(1)>&lt;\"'\u2028%{x}</title></pre>"
-
-
-class Reader(HTMLParser):
-    """The elements of a page with their attributes, and its visible text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.data: Any = None
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        inside = self.open[-1] if self.open else ""
-        if inside == "script" and self.elements[-1][1].get("id") == "figures":
-            self.data = json.loads(data)
-        elif inside not in ("script", "style", "title"):
-            self.text += data
-
 
 def read(summary: RunSummary) -> Reader:
-    reader = Reader(page(summary))
-    assert reader.open == [], "every element is closed"
-    return reader
+    return Reader(page(summary))
 
 
 def test_the_page_says_everything(summary: RunSummary) -> None:

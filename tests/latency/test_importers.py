@@ -231,6 +231,29 @@ def test_rows_may_come_without_statistics(tmp_path):
     assert imported(tmp_path, "key,mean_ms,std_ms,count\nx,1.5,,\n").table.rows == {"x": Row(1.5, 0.0, 0, "imported")}
 
 
+def test_a_csv_needs_neither_table_nor_resolution(tmp_path):
+    rows = ofa_rows()
+    lines = [f"{key},{row['mean']},{row['std']},{row['count']}" for key, row in rows.items()]
+    result = imported(tmp_path, "\n".join(["key,mean_ms,std_ms,count", *lines]))
+    assert result.format == "csv"
+    assert result.table.rows == imported(tmp_path, as_yaml(rows)).table.rows
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "-output:999999x999999x999999-expand:999999-kernel:999999-stride:1-idskip:1-se:1-hs:0",
+        "-output:1x1x999999-expand:999999-kernel:999999-stride:999999-idskip:0-se:1-hs:0",
+        "-output:999999x999999x0-expand:1-kernel:1-stride:1-idskip:0-se:1-hs:0",
+    ],
+)
+def test_blocks_beyond_measure_are_imported_all_the_same(tmp_path, rest):
+    key = "expanded_conv-input:999999x999999x999999" + rest
+    nothing = {"AvgPool2D-input:0x0x0-output:1x1x0": 1, "Conv_2-input:1x1x0-output:1x1x0": 1}
+    rows = {name: {"mean": 1.0} for name in (key, *nothing, "Logits-input:1x1x0-output:0")}
+    assert len(imported(tmp_path, as_yaml(rows)).table.rows) == 4
+
+
 def test_units(tmp_path):
     rows = ofa_rows()
     factors = {}

@@ -124,10 +124,14 @@ def _heads(layers: dict[Entry, Layer | None], dialect: Dialect) -> Iterator[tupl
     pools = [pair for (kind, _, _), pairs in takers.items() if kind == "AvgPool2D" for pair in pairs]
     for pool, pooled in pools:
         size, channels = pooled.input[0], pooled.input[-1]
-        if pooled.input != (size, size, channels) or pooled.output != (1, 1, channels):
+        if pooled.input != (size, size, channels) or pooled.output != (1, 1, channels) or 0 in pooled.input:
             continue
         for mix, mixed in takers.get(("Conv_2", pool.resolution, pooled.output), []):
             for logits, classified in takers.get(("Logits", pool.resolution, mixed.output), []):
-                if mixed.output[:-1] == (1, 1) and len(classified.output) == 1:
+                if (
+                    mixed.output[:-1] == (1, 1)
+                    and len(classified.output) == 1
+                    and 0 not in (*mixed.output, *classified.output)
+                ):
                     hidden, classes = mixed.output[-1], classified.output[0]
                     yield (pool, mix, logits), HeadBlock(size, channels, hidden, classes, dialect.activation)

@@ -12,14 +12,15 @@ from dataclasses import replace
 from hwnas.latency.importers.entry import Entry, Translation
 from hwnas.latency.importers.keys import PROXYLESSNAS, input_resolution
 from hwnas.latency.importers.keys import translate as translate_keys
-from hwnas.latency.importers.yaml_entries import read_entries
+from hwnas.latency.importers.yaml_entries import bottleneck_key, read_entries
 
 UNIT = "ms"
 
 
 def matches(text: str) -> bool:
     """Whether the text looks like such a table."""
-    return not text.startswith("table,") and "expanded_conv-input:" in text and "-hs:" not in text
+    key = bottleneck_key(text)
+    return key is not None and "-hs:" not in key
 
 
 def read(text: str, source: str) -> list[Entry]:

@@ -7,6 +7,7 @@ or list ends the reading at once: a hostile file costs no more than its length.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import yaml
@@ -16,6 +17,12 @@ from hwprof.errors import TableError
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STATISTICS = {"mean", "std", "var", "count"}
+
+
+def bottleneck_key(text: str) -> str | None:
+    """The first key of an inverted bottleneck, as a key of YAML or JSON; None where there is none."""
+    found = re.search(r'(expanded_conv-input:[\w:-]*?)["\']?\s*:\s', text)
+    return None if found is None else found.group(1)
 
 
 def read_entries(text: str, source: str) -> list[Entry]:

@@ -91,8 +91,8 @@ class ProfileSection(_Section):
     tables: str = "latency_tables"
     table: str | None = None
     networks: int = Field(default=0, ge=0)
-    fit: int = Field(default=24, ge=3)
-    held_out: int = Field(default=24, ge=9)  # the interval of a prediction, 90%, needs nine
+    fit: int | None = Field(default=None, ge=3)
+    held_out: int | None = Field(default=None, ge=9)  # the interval of a prediction, 90%, needs nine
 
 
 class SearchSection(_Section):

@@ -22,7 +22,7 @@ import optuna
 
 from hwnas.errors import RunError
 from hwnas.latency.index import BlockIndex
-from hwnas.latency.predict import AdditivePredictor
+from hwnas.latency.predict import TablePredictor
 from hwnas.progress import Progress, silent
 from hwnas.recipe import Recipe, changed_keys, parse_recipe
 from hwnas.search.problem import Objective
@@ -132,8 +132,8 @@ class Run:
         return table
 
     @cached_property
-    def predictor(self) -> AdditivePredictor:
-        return AdditivePredictor(self.space, self.table)
+    def predictor(self) -> TablePredictor:
+        return TablePredictor(self.space, self.table)
 
     @cached_property
     def index(self) -> BlockIndex:

@@ -126,6 +126,13 @@ class SearchSpace(ABC):
         ]
         return [(position, block) for position, block in found if block is not None]
 
+    def sources(self, arch: Arch) -> list[tuple[int, ...]]:
+        """What each block of `placed_blocks` reads: numbers of blocks before it, -1 for the image; here a chain.
+
+        Runtimes fuse and share work along these edges (`latency/fusion.py`); spaces of other networks override it.
+        """
+        return [(number - 1,) for number in range(len(self.placed_blocks(arch)))]
+
     @property
     def largest_input(self) -> tuple[int, int, int]:
         """The largest input image of any architecture, provided that one slot decides the size."""

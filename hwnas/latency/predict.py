@@ -1,36 +1,55 @@
-"""Predicts the latency of architectures from a latency table: an intercept and a row for each block.
+"""Predicts the latency of architectures from a latency table: an intercept, a row for each block, and fusions.
 
-ms = intercept + the sum over the positions of the table's row for the block that stands there. The interval is
-split-conformal (Vovk et al. 2005; Lei et al. 2018): the quantile of the relative errors on held-out networks that were
-measured with the table and never fitted.
+ms = intercept + the sum over the positions of the table's row for the block that stands there + what the runtime fuses
+and shares across blocks, where that depends on the architecture (`fusion.py`). Intervals: `conformal.py`, from the
+table's held-out networks.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import MissingRowError, PredictorError, SpaceError
+from hwnas.latency.conformal import Conformal
+from hwnas.latency.fusion import FusionCounts
 from hwnas.latency.index import BlockIndex
 from hwnas.space import IntMatrix, SearchSpace, format_arch, parse_arch
 from hwprof.table import LatencyTable
+from hwprof.target import Plan
 
 FloatVector = NDArray[np.float64]
 
+# What a measured row and the measurement it is compared with may be off by, as a fraction: standard errors above are
+# refused.
+_MEASURED = Plan().max_standard_error
 
-class AdditivePredictor:
+
+class LatencyPredictor(Protocol):
+    """Predicts the latency of a space's architectures on one target, many at a time, with intervals."""
+
+    def predict_ms(self, archs: IntMatrix) -> FloatVector:
+        """(n, slots) int -> (n,) latency in ms."""
+
+    def interval_ms(self, archs: IntMatrix, confidence: float = 0.9) -> tuple[FloatVector, FloatVector]:
+        """(n, slots) int -> two (n,): bounds in ms that hold the measured latency with the given confidence."""
+
+    def upper_ms(self, archs: IntMatrix, confidence: float) -> FloatVector:
+        """(n, slots) int -> (n,): what the measured latency stays below with the given confidence."""
+
+
+class TablePredictor:
     """Latency in ms of a space's architectures, from a table measured for one target.
 
     `costs_ms[p]` holds the cost at position p of every combination of the options of that position's slots
-    (last slot fastest), so `intercept_ms` plus one entry per position is the prediction: what differentiable searches
-    need. Raises MissingRowError if a block of the space has no row, PredictorError if the table's networks are not of
-    this space.
+    (last slot fastest). Where the table has no fusions (`additive`), `intercept_ms` plus one entry per position is the
+    prediction: what differentiable searches need. Raises MissingRowError if a block of the space has no row,
+    PredictorError if the table's networks are not of this space.
     """
 
     def __init__(self, space: SearchSpace, table: LatencyTable) -> None:
@@ -39,58 +58,74 @@ class AdditivePredictor:
         missing = [key for key in self.index.keys if key not in table.rows]
         if missing:
             raise MissingRowError(_missing_message(missing, space, table))
-        rows = np.array([table.rows[key].ms for key in self.index.keys])
+        rows = [table.rows[key] for key in self.index.keys]
         self.intercept_ms = table.intercept_ms
-        self.costs_ms = self.index.costs(rows)
-        self._errors = self._held_out_errors()
+        self.costs_ms = self.index.costs(np.array([row.ms for row in rows]))
+        self._estimated_ms = self.index.costs(
+            np.array([row.ms * row.spread * (row.origin == "estimated") for row in rows])
+        )
+        self._fusions = FusionCounts(space, tuple(table.fusion_ms))
+        self._fusion_ms = np.array(list(table.fusion_ms.values()), dtype=np.float64)
+        self._conformal = self._calibrated()
+
+    @property
+    def additive(self) -> bool:
+        """Whether the prediction is a sum over the positions."""
+        return len(self._fusion_ms) == 0
 
     def predict_ms(self, archs: IntMatrix) -> FloatVector:
         """(n, slots) int -> (n,) latency in ms. Raises PredictorError if the table gives zero or less for one."""
-        ms = self.intercept_ms + self.index.total(self.space.canonical(archs), self.costs_ms)
-        if (ms <= 0).any():
-            worst = int(np.argmin(ms))
-            raise PredictorError(
-                f"the table predicts {ms[worst]:.4g} ms for {format_arch(archs[worst])}: its intercept of "
-                f"{self.intercept_ms:.4g} ms does not fit networks this small; profile again with more (profile.fit)"
-            )
-        return ms
+        return self._predict(self.space.canonical(archs))
 
     def interval_ms(self, archs: IntMatrix, confidence: float = 0.9) -> tuple[FloatVector, FloatVector]:
         """(n, slots) int -> two (n,): bounds in ms that hold the measured latency with the given confidence.
 
         Raises PredictorError if the table has too few held-out networks for that confidence.
         """
-        predicted = self.predict_ms(archs)
-        width = self.relative_width(confidence)
-        return predicted / (1 + width), predicted * (1 + width)
+        archs = self.space.canonical(archs)
+        predicted = self._predict(archs)
+        factor = np.exp(self._conformal.two_sided(confidence) * self._difficulty(archs, predicted))
+        return predicted / factor, predicted * factor
 
-    def relative_width(self, confidence: float) -> float:
-        """The bound w on |log(measured / predicted)|, as a fraction, that holds with the given confidence."""
-        if not 0 < confidence < 1:
-            raise PredictorError(f"confidence must lie between 0 and 1, got {confidence}")
-        # Rounded because 0.9 / (1 - 0.9) is a little above 9, and a whole rank must stay whole.
-        rank = math.ceil(round((len(self._errors) + 1) * confidence, 9))
-        if rank > len(self._errors):
-            needed = math.ceil(round(confidence / (1 - confidence), 9))
+    def upper_ms(self, archs: IntMatrix, confidence: float) -> FloatVector:
+        """(n, slots) int -> (n,): what the measured latency stays below with the given confidence.
+
+        Raises PredictorError if the table has too few held-out networks for that confidence.
+        """
+        archs = self.space.canonical(archs)
+        predicted = self._predict(archs)
+        return np.asarray(predicted * np.exp(self._conformal.upper(confidence) * self._difficulty(archs, predicted)))
+
+    def _predict(self, archs: IntMatrix) -> FloatVector:
+        ms = self.intercept_ms + self.index.total(archs, self.costs_ms) + self._fusions(archs) @ self._fusion_ms
+        if (ms <= 0).any():
+            worst = int(np.argmin(ms))
             raise PredictorError(
-                f"confidence {confidence:g} needs at least {needed} held-out networks, the table has "
-                f"{len(self._errors)}; profile with more (profile.held_out)"
+                f"the table predicts {ms[worst]:.4g} ms for {format_arch(archs[worst])}: its intercept of "
+                f"{self.intercept_ms:.4g} ms does not fit networks this small; profile again with more (profile.fit)"
             )
-        return float(np.expm1(np.sort(self._errors)[rank - 1]))
+        return np.asarray(ms)
 
-    def _held_out_errors(self) -> FloatVector:
+    def _difficulty(self, archs: IntMatrix, predicted_ms: FloatVector) -> FloatVector:
+        """(n,) what the prediction may be off by, as a fraction: the measurements, and the rows only estimated."""
+        # One regression estimated them all, so their errors go together and add up.
+        return np.hypot(_MEASURED, self.index.total(archs, self._estimated_ms) / predicted_ms)
+
+    def _calibrated(self) -> Conformal:
         held_out = [model for model in self.table.models if model.role == "held-out"]
         _require_space(self.space, self.table)
         try:
-            archs = [self.space.check(parse_arch(model.name)) for model in held_out]
+            named = [self.space.check(parse_arch(model.name)) for model in held_out]
         except SpaceError as error:
             raise PredictorError(
                 f"the table was measured with networks of another space than this {self.space.name} ({error}); "
                 "profile this space"
             ) from error
-        measured = np.array([model.ms for model in held_out])
-        predicted = self.predict_ms(np.array(archs, dtype=np.int64).reshape(len(archs), len(self.space.slots)))
-        return np.abs(np.log(measured / predicted))
+        archs = np.array(named, dtype=np.int64).reshape(len(named), len(self.space.slots))
+        # A prediction is for another session than the table's, as the second one was.
+        measured = np.array([model.ms if model.again_ms is None else model.again_ms for model in held_out])
+        predicted = self._predict(archs)
+        return Conformal.of(predicted, measured, self._difficulty(archs, predicted))
 
 
 def _require_space(space: SearchSpace, table: LatencyTable) -> None:

@@ -29,6 +29,7 @@ from hwnas.errors import PredictorError
 from hwnas.latency.calibrate import calibrate
 from hwnas.latency.covering import anchor_archs, covering_archs, distinct_archs, random_archs, spread_archs
 from hwnas.latency.estimate import block_features, estimate, estimate_rows, with_unseen_operators
+from hwnas.latency.fusion import FusionCounts, contextual
 from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import anchor_scale
@@ -43,10 +44,17 @@ from hwprof.table import LatencyTable, Model, Validation, write_table
 from hwprof.target import Plan, Target, to_json
 
 # A small space is covered by a few networks, but a block's time in two or three of them is little evidence.
-LEAST_PROFILED = 12
+LEAST_PROFILED = 16
+# Networks to fit and to validate unless the recipe says: (of a full table, of a quick one). Nine held-out networks are
+# what an interval of 90% needs.
+FIT, HELD_OUT = (48, 20), (24, 10)
+# Each kind of fusion is one more unknown to be learnt from the networks to fit.
+FIT_PER_FUSION = 2
+# Networks in which fusions that depend on the architecture are looked for.
+LOOKED_AT = 64
 
-# Phases of a profile. "again" is a second session: another agent process, after everything else.
-NODES, FIT, HELD_OUT, AGAIN = "profiled networks", "networks to fit", "networks to validate", "second session"
+# Phases of a profile, each in an agent process of its own. "again" is the second session, after everything else.
+NODES, WHOLE, AGAIN = "profiled networks", "whole networks", "second session"
 
 
 @dataclass(frozen=True)
@@ -54,22 +62,24 @@ class SweepConfig:
     """How much is measured.
 
     `networks` is 0 for a covering set, or the number of random networks of a quick table, whose missing rows are then
-    estimated. `fit` networks calibrate the blocks, `held_out` networks validate. A group is measured together,
-    interleaved; a network that was refused is tried again, `attempts` times in all.
+    estimated. `fit` networks calibrate the blocks, `held_out` networks validate (None: as many as such a table needs).
+    A group of at most `group` is measured together, interleaved; a network that was refused is tried again, `attempts`
+    times in all.
     """
 
     networks: int = 0
-    fit: int = 24
-    held_out: int = 24
-    group: int = 8
+    fit: int | None = None
+    held_out: int | None = None
+    group: int = 16
     attempts: int = 5
     seed: int = 0
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
         for name, least in (("networks", 0), ("fit", 3), ("held_out", 2), ("group", 1), ("attempts", 1)):
-            if getattr(self, name) < least:
-                raise PredictorError(f"profile.{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise PredictorError(f"profile.{name} must be at least {least}, got {value}")
 
     @property
     def node_plan(self) -> Plan:
@@ -87,40 +97,48 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Selection:
-    """The networks of a profile: (n, slots) each."""
+    """The networks of a profile, (n, slots) each, and the fusions that depend on the architecture."""
 
     profiled: IntMatrix
     anchors: IntMatrix
     fit: IntMatrix
     held_out: IntMatrix
+    fusions: tuple[str, ...]
 
 
 def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) -> Selection:
     """Choose the networks by seed alone, so that a restarted profile chooses the same."""
     rng = np.random.default_rng(config.seed)
     anchors = anchor_archs(space, index, rng)
+    fusions = contextual(space, space.sample(LOOKED_AT, rng))
+    quick = config.networks > 0
+    wanted = FIT[quick] + FIT_PER_FUSION * len(fusions) if config.fit is None else config.fit
+    held_out = HELD_OUT[quick] if config.held_out is None else config.held_out
     # Half of the networks to fit are spread from the smallest to the largest, where searches end; validation is on
     # networks drawn uniformly.
-    spread = distinct_archs(spread_archs(space, 10 * config.fit, rng), config.fit // 2, exclude=anchors)
+    spread = distinct_archs(spread_archs(space, 10 * wanted, rng), wanted // 2, exclude=anchors)
     taken = np.concatenate([anchors, spread])
-    uniform = random_archs(space, config.fit - len(spread) + config.held_out, rng, exclude=taken)
+    uniform = random_archs(space, wanted - len(spread) + held_out, rng, exclude=taken)
     whole = np.concatenate([spread, uniform])
-    fit = max(3, len(whole) * config.fit // (config.fit + config.held_out))
-    others = random_archs(space, config.networks or LEAST_PROFILED, rng, exclude=np.concatenate([anchors, whole]))
-    if config.networks:
+    fit = max(3, len(whole) * wanted // (wanted + held_out))
+    taken = np.concatenate([anchors, whole])
+    if quick:
+        profiled = random_archs(space, config.networks, rng, exclude=taken)
         # What the random networks lack is estimated, except for operators that none of them holds.
-        seen = np.asarray(index.counts(others).any(axis=0))
+        seen = np.asarray(index.counts(profiled).any(axis=0))
         needed = with_unseen_operators(block_features(index.blocks), seen)
-        profiled = np.concatenate([others, covering_archs(space, index, rng, seen=~needed)])
+        more = covering_archs(space, index, rng, seen=~needed)
     else:
-        covering = covering_archs(space, index, rng)
-        profiled = np.concatenate([covering, others[: max(0, LEAST_PROFILED - len(covering))]])
+        profiled = covering_archs(space, index, rng)
+        fewer = max(0, LEAST_PROFILED - len(profiled))
+        more = random_archs(space, fewer, rng, exclude=np.concatenate([taken, profiled]))
+    profiled = np.concatenate([profiled, more])
     if len(whole) < 5 or len(profiled) == 0:
         raise PredictorError(
             f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate, "
             "or none is left to profile; enlarge the space, or profile the covering set (profile.networks = 0)"
         )
-    return Selection(profiled, anchors, whole[:fit], whole[fit:])
+    return Selection(profiled, anchors, whole[:fit], whole[fit:], fusions)
 
 
 def profile(
@@ -141,10 +159,14 @@ def profile(
     selection = select_networks(space, index, config)
     with _Session(space, target, device, path, config, selection.anchors, progress) as session:
         session.measure(NODES, selection.profiled, config.node_plan, nodes=True)
-        session.measure(FIT, selection.fit, config.plan, nodes=False)
-        session.measure(HELD_OUT, selection.held_out, config.plan, nodes=False)
+        session.require(NODES, selection.profiled, "profiled networks", spared=0.0)
         session.restart()
-        session.measure(AGAIN, selection.held_out, config.plan, nodes=False)
+        session.measure(WHOLE, np.concatenate([selection.fit, selection.held_out]), config.plan)
+        session.require(WHOLE, selection.fit, "networks to fit")
+        session.require(WHOLE, selection.held_out, "networks to validate")
+        session.restart()
+        session.measure(AGAIN, selection.held_out, config.plan)
+        session.require(AGAIN, selection.held_out, "networks of the second session")
         table = _make_table(session, index, selection)
         write_table(table, path)
         session.journal.delete()
@@ -204,7 +226,7 @@ class _Session:
         results = [result for group in self.groups(phase) for result in group["results"]]
         return {parse_arch(result["name"]): result for result in results if not result["refused"]}
 
-    def measure(self, phase: str, archs: IntMatrix, plan: Plan, *, nodes: bool) -> None:
+    def measure(self, phase: str, archs: IntMatrix, plan: Plan, *, nodes: bool = False) -> None:
         """Measure what the journal lacks of a phase, refused networks again in new company, up to the last attempt."""
         wanted = [_arch(row) for row in archs]
         for _ in range(self.config.attempts):
@@ -214,15 +236,19 @@ class _Session:
                 self._measure_group(phase, company, plan, nodes)
                 pending = [arch for arch in wanted if arch not in self.accepted(phase)]
                 self.progress(phase, len(wanted) - len(pending), len(wanted))
-        missing = [arch for arch in wanted if arch not in self.accepted(phase)]
-        # Every profiled network may hold the only sight of a block; of the others a few can be spared.
-        spared = 0 if phase == NODES else len(wanted) // 5
-        if len(missing) > spared:
+
+    def require(self, phase: str, archs: IntMatrix, what: str, spared: float = 0.2) -> None:
+        """Raise PredictorError, with the reasons, if more than a share of the networks were refused to the last.
+
+        Every profiled network may hold the only sight of a block; of the others a few can be spared.
+        """
+        missing = {_arch(row) for row in archs} - self.accepted(phase).keys()
+        if len(missing) > int(spared * len(archs)):
             reasons = {
                 result["refused"] for group in self.groups(phase) for result in group["results"] if result["refused"]
             }
             raise PredictorError(
-                f"{len(missing)} of {len(wanted)} {phase} were refused {self.config.attempts} times: "
+                f"{len(missing)} of {len(archs)} {what} were refused {self.config.attempts} times: "
                 f"{'; '.join(sorted(reasons)[:3])}. Quieten the machine (other programs, power saving) and run the "
                 "same command: it goes on from here"
             )
@@ -263,7 +289,7 @@ def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> L
     ]
     rows = measured_rows(index, archs, times)
     rows |= estimate_rows(index, rows)
-    whole, again = session.accepted(FIT) | session.accepted(HELD_OUT), session.accepted(AGAIN)
+    whole, again = session.accepted(WHOLE), session.accepted(AGAIN)
 
     def measured(archs: IntMatrix, role: str) -> Iterator[Model]:
         for arch in map(_arch, archs):
@@ -274,14 +300,16 @@ def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> L
     fit, held_out = list(measured(selection.fit, "fit")), list(measured(selection.held_out, "held-out"))
     nodes = node_counts(index, archs, (result["nodes"] for result in profiled.values()))
     nodes |= estimate(index, nodes)[0]
+    fusions = FusionCounts(index.space, selection.fusions)
     calibration = calibrate(
         np.array([rows[key].ms for key in index.keys]),
         np.array([nodes[key] for key in index.keys]),
         block_features(index.blocks),
         index.counts(_matrix(fit)),
         np.array([model.ms for model in fit]),
+        fusions(_matrix(fit)),
     )
-    predicted_ms = calibration.intercept_ms + index.counts(_matrix(held_out)) @ calibration.block_ms
+    predicted_ms = calibration.predict_ms(index.counts(_matrix(held_out)), fusions(_matrix(held_out)))
     return LatencyTable(
         target=session.target,
         fingerprint=session.client.fingerprint,
@@ -293,6 +321,7 @@ def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> L
             key: replace(rows[key], ms=float(ms), profiled_ms=rows[key].ms)
             for key, ms in zip(index.keys, calibration.block_ms, strict=True)
         },
+        fusion_ms=dict(zip(selection.fusions, map(float, calibration.fusion_ms), strict=True)),
     )
 
 
@@ -337,5 +366,7 @@ def _arch(row: Any) -> Arch:
 
 
 def _split(archs: Sequence[Arch], size: int) -> Iterator[Sequence[Arch]]:
-    for start in range(0, len(archs), size):
-        yield archs[start : start + size]
+    """Groups of almost one size, for every group pays for the anchors."""
+    groups = -(-len(archs) // size)
+    for number in range(groups):
+        yield archs[number * len(archs) // groups : (number + 1) * len(archs) // groups]

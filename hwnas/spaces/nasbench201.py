@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 _STAGES = 3
 _NONE, _SKIP, _CONV1, _CONV3, _POOL = range(len(OPS))
+_Value = TypeVar("_Value")
 
 
 class NasBench201Space(SearchSpace):
@@ -119,6 +120,22 @@ class NasBench201Space(SearchSpace):
                 layers[layer] = block.module()
         return nn.Sequential(layers)
 
+    def sources(self, arch: Arch) -> list[tuple[int, ...]]:
+        """What each block reads: cells branch, and a `skip_connect` hands on what it got."""
+        arch = self.check(arch)
+        numbers = {position.name: number for number, (position, _) in enumerate(self.placed_blocks(arch))}
+        read: dict[str, tuple[int, ...]] = {}
+
+        def compute(layer: str, place: str, inputs: Sequence[int]) -> int:
+            name = f"{layer}.{place}" if place else layer
+            read[name] = tuple(inputs)
+            return numbers[name]
+
+        last = -1
+        for layer in dict.fromkeys(position.name.partition(".")[0] for position in self.positions):
+            last = compute(layer, "", [last]) if layer in numbers else _run_cell(arch, last, partial(compute, layer))
+        return [read[name] for name in numbers]
+
 
 class Cell(nn.Module):
     """A cell of a canonical architecture: (batch, channels, size, size) -> the same shape."""
@@ -128,20 +145,21 @@ class Cell(nn.Module):
         self.arch = arch
 
     def forward(self, x: Tensor) -> Tensor:
-        nodes = {0: x}
-        for node in (1, 2, 3):
-            inputs = [
-                nodes[source] if op == _SKIP else self.get_submodule(f"edge{source}{target}")(nodes[source])
-                for (source, target), op in zip(EDGES, self.arch, strict=True)
-                if target == node and op != _NONE
-            ]
-            if len(inputs) > 1:
-                inputs = [self.get_submodule(f"node{node}")(*inputs)]
-            if inputs:
-                nodes[node] = inputs[0]
-        if 3 not in nodes:  # a cell without any edge
-            nodes[3] = self.get_submodule("node3")(x)
-        return nodes[3]
+        return _run_cell(self.arch, x, lambda place, inputs: self.get_submodule(place)(*inputs))
+
+
+def _run_cell(arch: Arch, x: _Value, compute: Callable[[str, Sequence[_Value]], _Value]) -> _Value:
+    """The cell's output for its input `x`; `compute` gives what the block at a place makes of its inputs."""
+    nodes = {0: x}
+    for node in (1, 2, 3):
+        inputs = [
+            nodes[source] if op == _SKIP else compute(f"edge{source}{target}", [nodes[source]])
+            for (source, target), op in zip(EDGES, arch, strict=True)
+            if target == node and op != _NONE
+        ]
+        if inputs:
+            nodes[node] = compute(f"node{node}", inputs) if len(inputs) > 1 else inputs[0]
+    return nodes[3] if 3 in nodes else compute("node3", [x])  # a cell without any edge
 
 
 def _always(block: Block, options: Sequence[int]) -> Block:

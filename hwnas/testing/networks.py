@@ -18,6 +18,7 @@ from hwnas.space import Arch, SearchSpace, format_arch
 from hwnas.trace import Op, Shape, count_params, trace
 
 TOLERANCE = 1e-4  # of the largest logit
+_IMAGE = "the image"
 
 
 def require(holds: bool, message: str) -> None:
@@ -82,6 +83,8 @@ def _check_operators(space: SearchSpace, arch: Arch, network: nn.Module, name: s
         raise AssertionError(f"{name} cannot be traced: {error}") from error
     placed = space.placed_blocks(arch)
     found: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    makers: dict[str, str] = {}  # tensor -> position
+    read: dict[str, set[str]] = defaultdict(set)
     for op in traced.ops:
         owner = next((p.name for p, _ in placed if op.path == p.name or op.path.startswith(f"{p.name}.")), None)
         if owner is None:
@@ -90,6 +93,18 @@ def _check_operators(space: SearchSpace, arch: Arch, network: nn.Module, name: s
                 "holds a block, so no latency would be counted for it; make it a block"
             )
         found[owner].append(_work(op))
+        makers[op.output] = owner
+        read[owner] |= {makers.get(tensor, _IMAGE) for tensor in op.inputs} - {owner}
+    names = [position.name for position, _ in placed]
+    sources = space.sources(arch)
+    require(len(sources) == len(placed), f"sources of {name} gives {len(sources)} entries for {len(placed)} blocks")
+    for position, numbers in zip(names, sources, strict=True):
+        said = {names[number] if number >= 0 else _IMAGE for number in numbers}
+        require(
+            read[position] == said,
+            f"position {position!r} of {name} reads {sorted(read[position])}, sources says {sorted(said)}; "
+            "override sources to say what build connects",
+        )
     for position, block in placed:
         wanted, works = [_work(op) for op in block.trace.ops], found[position.name]
         require(

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from hwprof.files import write_atomic
 from hwprof.target import Target, target_from_json, to_json
 
 SCHEMA = "hwprof-latency-table"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 had no fusion_ms
 ROLES = ("anchor", "fit", "held-out")
 ORIGINS = ("measured", "estimated", "imported")
 LARGEST = sys.float_info.max
@@ -75,7 +76,8 @@ class Validation:
 class LatencyTable:
     """Measured latencies for one target: a model takes `intercept_ms` and, for each of its blocks, that row's ms.
 
-    `provenance` is free-form.
+    `fusion_ms` is what each of the named operators adds (or saves, below 0) that the runtime fuses or shares across
+    blocks; empty where latency is additive over blocks. `provenance` is free-form.
     """
 
     target: Target
@@ -85,6 +87,7 @@ class LatencyTable:
     models: tuple[Model, ...]
     validation: Validation | None
     rows: dict[str, Row]
+    fusion_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def anchors(self) -> tuple[Model, ...]:
@@ -101,6 +104,23 @@ class LatencyTable:
                 f"the latency table is of another target: {'; '.join(differences)}. "
                 "Measure this target: hwnas profile --fresh RECIPE"
             )
+
+    def scaled(self, factor: float) -> LatencyTable:
+        """The same table of a machine that is `factor` times slower all over."""
+
+        def times(value: float | None) -> float | None:
+            return None if value is None else value * factor
+
+        return replace(
+            self,
+            intercept_ms=self.intercept_ms * factor,
+            models=tuple(replace(model, ms=model.ms * factor, again_ms=times(model.again_ms)) for model in self.models),
+            rows={
+                key: replace(row, ms=row.ms * factor, profiled_ms=times(row.profiled_ms))
+                for key, row in self.rows.items()
+            },
+            fusion_ms={name: ms * factor for name, ms in self.fusion_ms.items()},
+        )
 
 
 def _differences(table: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -126,6 +146,7 @@ def dump_table(table: LatencyTable) -> str:
         "fingerprint": table.fingerprint,
         "provenance": table.provenance,
         "intercept_ms": table.intercept_ms,
+        "fusion_ms": _rounded(table.fusion_ms),
         "validation": None if table.validation is None else asdict(table.validation),
     }
     lines = "\n" + ",\n".join(f" {json.dumps(key)}: {_lines(value)}" for key, value in head.items())
@@ -181,10 +202,10 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
         ) from error
     if not isinstance(values, dict) or values.get("schema") != SCHEMA:
         raise TableError(f'{source} is not a latency table: it has no "schema": "{SCHEMA}"')
-    if values.get("version") != VERSION:
+    if values.get("version") not in READABLE:
         raise TableError(
-            f"{source} has schema version {values.get('version')!r}, this hwprof reads {VERSION}; "
-            "profile again, or use the version of hwnas that wrote it"
+            f"{source} has schema version {values.get('version')!r}, this hwprof reads "
+            f"{' and '.join(map(str, READABLE))}; profile again, or use the version of hwnas that wrote it"
         )
     body, found, _ = text.partition(',\n "checksum": ')
     if not found or text.rstrip() != _sealed(body[1:]):
@@ -200,6 +221,7 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
             models=tuple(Model(**model) for model in values["models"]),
             validation=None if values["validation"] is None else Validation(**values["validation"]),
             rows={key: Row(**row) for key, row in values["rows"].items()},
+            fusion_ms=dict(values.get("fusion_ms", {})),
         )
     except (KeyError, TypeError, AttributeError, ValueError, TargetError) as error:
         raise TableError(f"{source} lacks or misnames a field of a latency table: {error!r}") from error
@@ -244,7 +266,9 @@ def _check_values(table: LatencyTable, source: str) -> None:
             raise TableError(f"{source}: models[{model.name!r}].role is {model.role!r}, must be {', '.join(ROLES)}")
     if table.validation is not None:
         counted |= {f"validation.{name}": value for name, value in asdict(table.validation).items()}
-    checks = [("a finite number", -math.inf, {"intercept_ms": table.intercept_ms})]
+    finite = {"intercept_ms": table.intercept_ms}
+    finite |= {f"fusion_ms[{name!r}]": ms for name, ms in table.fusion_ms.items()}
+    checks = [("a finite number", -math.inf, finite)]
     checks += [("a number of at least 0", 0.0, counted), ("a positive number", math.ulp(0.0), positive)]
     for expected, least, values in checks:
         for name, value in values.items():

@@ -57,6 +57,30 @@ def test_one_network_gives_the_scale():
     assert mean_error(1, slope=0.5) < 0.05
 
 
+def test_fusions_are_learnt_with_their_sign():
+    """Two kinds save and cost time that no block carries; a third kind never occurs."""
+    profiled, nodes, features, counts, measured, latency = machine(0, 48)
+    rng = np.random.default_rng(1)
+    fusions = np.column_stack([rng.integers(0, 20, (len(counts), 2)), np.zeros(len(counts))]).astype(float)
+    extra = fusions @ [-0.02, 0.03, 0.0]
+    measured, latency = measured + extra, latency + extra
+    assert (latency > 0).all()
+    found = calibrate(profiled, nodes, features, counts[:48], measured[:48], fusions[:48])
+    np.testing.assert_allclose(found.fusion_ms, [-0.02, 0.03, 0.0], atol=0.003)
+    errors = found.predict_ms(counts[48:], fusions[48:]) / latency[48:] - 1
+    without = calibrate(profiled, nodes, features, counts[:48], measured[:48])
+    assert np.abs(errors).mean() < 0.012
+    assert np.abs(without.predict_ms(counts[48:], fusions[48:, :0]) / latency[48:] - 1).mean() > 0.03
+
+
+def test_fusions_that_matter_nowhere_get_nothing():
+    profiled, nodes, features, counts, measured, latency = machine(0, 48)
+    fusions = np.random.default_rng(1).integers(0, 20, (len(counts), 3)).astype(float)
+    found = calibrate(profiled, nodes, features, counts[:48], measured[:48], fusions[:48])
+    errors = found.predict_ms(counts[48:], fusions[48:]) / latency[48:] - 1
+    assert np.abs(errors).mean() < 0.012
+
+
 def test_negative_fixed_costs_are_not_believed():
     profiled, nodes, features, counts, _, latency = machine(0, 24)
     found = calibrate(profiled, nodes, features, counts[:24], latency[:24] - 0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwnas.latency.predict import AdditivePredictor
+from hwnas.latency.predict import TablePredictor
 from hwnas.space import parse_arch
 from hwnas.spaces import make_space
 from hwprof.host import device_slug
@@ -31,7 +31,7 @@ def test_a_shipped_table_predicts_its_own_networks(path: Path) -> None:
     assert path.parent.name == device_slug(table.fingerprint)
     assert path.name.startswith(table.target.slug())
     arguments = dict(table.provenance["space"])
-    predictor = AdditivePredictor(make_space(arguments.pop("name"), arguments), table)
+    predictor = TablePredictor(make_space(arguments.pop("name"), arguments), table)
     held_out = [model for model in table.models if model.role == "held-out"]
     archs = np.array([parse_arch(model.name) for model in held_out])
     errors = np.abs(predictor.predict_ms(archs) / [model.ms for model in held_out] - 1)

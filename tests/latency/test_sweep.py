@@ -19,8 +19,8 @@ import pytest
 from hwnas.errors import PredictorError
 from hwnas.latency import sweep
 from hwnas.latency.index import BlockIndex
-from hwnas.latency.predict import AdditivePredictor
-from hwnas.latency.sweep import AGAIN, FIT, HELD_OUT, NODES, SweepConfig, profile, select_networks
+from hwnas.latency.predict import TablePredictor
+from hwnas.latency.sweep import AGAIN, NODES, WHOLE, SweepConfig, profile, select_networks
 from hwnas.space import parse_arch
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwprof.client import AgentClient, Group
@@ -92,18 +92,17 @@ def test_a_profile_measures_every_block_and_validates(space: MobileNetV3Space, t
     assert read.rows.keys() == table.rows.keys() == set(BlockIndex(space).keys)
     assert {row.origin for row in read.rows.values()} == {"measured"}
     roles = Counter(model.role for model in read.models)
-    assert roles == {"anchor": 3, "fit": 4, "held-out": 3}
+    assert roles == {"anchor": 5, "fit": 4, "held-out": 3}
     assert read.validation is not None
     assert (read.validation.models, read.intercept_ms >= 0) == (3, True)
     assert all(model.again_ms for model in read.models if model.role == "held-out")
     assert read.provenance["space"]["resolutions"] == [16]
     assert read.provenance["device_seconds"] >= 0
-    assert list(dict.fromkeys(stage for stage, _, _ in stages)) == [NODES, FIT, HELD_OUT, AGAIN]
-    assert [done for stage, done, total in stages if stage == FIT and total == 4] == [0, 3, 3, 4]
-    # The fourth network of a group of three is alone, yet beside anchors.
-    assert (1, 3) in spy.groups
-    assert {anchors for _, anchors in spy.groups} == {3}
-    assert (AdditivePredictor(space, read).predict_ms(space.sample(5, np.random.default_rng(0))) > 0).all()
+    assert list(dict.fromkeys(stage for stage, _, _ in stages)) == [NODES, WHOLE, AGAIN]
+    # Seven networks in groups of at most three, each beside the anchors.
+    assert [done for stage, done, _ in stages if stage == WHOLE] == [0, 2, 2, 4, 4, 7]
+    assert {anchors for _, anchors in spy.groups} == {5}
+    assert (TablePredictor(space, read).predict_ms(space.sample(5, np.random.default_rng(0))) > 0).all()
 
 
 def test_quick_profiles_estimate_the_rest(space: MobileNetV3Space, tmp_path: Path) -> None:
@@ -287,8 +286,8 @@ def test_what_is_always_refused_ends_with_the_reasons_and_keeps_the_journal(
         run(space, tmp_path, config)
     assert not (tmp_path / "table.json").exists()
     phases = Counter(record["phase"] for record in records(tmp_path))
-    assert phases[FIT] == 4
-    assert phases[HELD_OUT] == 0
+    assert phases[WHOLE] == 6  # seven networks in groups of three, twice
+    assert phases[AGAIN] == 0
 
 
 def refuse(group: Group, chosen: Any) -> Group:
@@ -308,8 +307,8 @@ def test_a_refused_network_is_tried_again_in_other_company(
     spy.change = refuse_first
     table = run(space, tmp_path)
     assert table.provenance["refused"] == 2
-    # Two profiled networks, one of them again; three of the four to fit, the fourth, and the refused one again.
-    assert [models for models, _ in spy.groups[:5]] == [2, 1, 3, 1, 1]
+    # Two profiled networks, one of them again; seven whole ones, the refused one again.
+    assert [models for models, _ in spy.groups[:6]] == [2, 1, 2, 2, 3, 1]
     assert table.validation is not None
     assert {row.origin for row in table.rows.values()} == {"measured"}
 
@@ -318,10 +317,10 @@ def test_a_fifth_of_the_held_out_can_be_spared_but_not_all(space: MobileNetV3Spa
     config = replace(CONFIG, fit=20, held_out=5, group=8, attempts=1)
     selection = select_networks(space, BlockIndex(space), config)
     names = ["-".join(map(str, arch)) for arch in selection.held_out]
-    spy.change = lambda client, group, call: refuse(group, lambda result: result.name in names)
+    spy.change = lambda client, group, call: refuse(group, lambda result: not result.nodes and result.name in names)
     with pytest.raises(PredictorError, match="5 of 5 networks to validate were refused"):
         run(space, tmp_path, config)
-    spy.change = lambda client, group, call: refuse(group, lambda result: result.name == names[0])
+    spy.change = lambda client, group, call: refuse(group, lambda r: not r.nodes and r.name == names[0])
     table = run(space, tmp_path, config)
     assert table.validation is not None
     assert table.validation.models == 4

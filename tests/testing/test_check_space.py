@@ -197,6 +197,16 @@ class Twice(nn.Module):
         return self.head(self.body(self.body(self.stem(x))))
 
 
+class SkipsABlock(ToySpace):
+    def sources(self, arch):
+        return [(-1,), (0,), *([(0,)] * (len(self.placed_blocks(arch)) - 2))]
+
+
+class ForgetsASource(ToySpace):
+    def sources(self, arch):
+        return super().sources(arch)[:-1]
+
+
 class WrongSize(ToySpace):
     def block_at(self, position, options):
         block = super().block_at(position, options)
@@ -325,6 +335,8 @@ BROKEN = [
     (ComputesElsewhere, "put every layer in a position"),
     (CheapWorkElsewhere, "computes hardswish in 'last', outside of every position"),
     (RunsTwice, "position 'body.0' of .* computes .* once"),
+    (SkipsABlock, r"reads \['body.0'\], sources says \['stem'\]; override sources"),
+    (ForgetsASource, r"gives \d entries for \d blocks"),
     (WrongSize, "position 'body.0' of .* computes .* its block conv:size=5"),
     (WrongActivation, "its block conv:.*activation=silu computes"),
     (WrongParameters, "module 'stem' of .* has 216 parameters, its block .* has 232"),

@@ -2,10 +2,11 @@
 
 A device's log latency over a space is taken as a draw of a Gaussian process. Its covariance is a sum of parts that each
 say one way in which devices differ (Rasmussen and Williams 2006, chapter 4): how fast the device is, how strongly it
-follows the mean source device, in which directions source devices differ from each other, anything smooth in the
-latencies of the sources, one cost per option of a slot, costs of combinations of options, and how often each option
-occurs wherever it stands (which is what a device with a fixed cost per operator sees). How much of each there is, and
-how much noise, are the `weights`: natural logarithms, as parts of the variance of the source devices' log latencies.
+follows the source devices' mean (or one of them), in which directions sources differ from that, anything smooth in
+the latencies of the sources, one cost per option of a slot, costs of combinations of options, and how often each option
+occurs, wherever it stands (which is what a device with a fixed cost per operator sees) or about where it stands. How
+much of each there is, and how much noise, are the `weights`: natural logarithms, as parts of the variance of the source
+devices' log latencies.
 """
 
 from __future__ import annotations
@@ -22,35 +23,43 @@ from hwnas.space import IntMatrix
 FloatVector = NDArray[np.float64]
 FloatMatrix = NDArray[np.float64]
 
-PARTS = ("speed", "mean", "directions", "smooth", "additive", "combined", "counts", "smooth counts")
+PARTS = ("speed", "mean", "directions", "smooth", "additive", "combined", "counts", "smooth counts", "placed")
 # Where the weights of the parts, and of the noise, are sought: a normal prior wide enough for factors of 50 either way.
 # The speed of a device is not learnt, it is free.
-WEIGHT_MEAN = np.log([100.0, 0.1, 0.3, 0.1, 0.1, 0.03, 0.1, 0.03, 0.01])
-WEIGHT_SD = np.array([0.01, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+WEIGHT_MEAN = np.log([100.0, 0.1, 0.3, 0.1, 0.1, 0.03, 0.1, 0.03, 0.1, 0.01])
+WEIGHT_SD = np.array([0.01, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
 # Degrees of freedom of the noise: the usual choice where a few measurements in a hundred are far off.
 _FREEDOM = 4.0
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the covariance reads of n architectures: `source` (n, sources) centred logs, `onehot` (n, all options),
-    `counts` (n, kinds) how often each option occurs, centred and scaled to a mean square of one."""
+    """What the covariance reads of n architectures.
+
+    `source` (n, sources) centred logs, `onehot` (n, all options) centred, `counts` (n, kinds) how often each option
+    occurs and `placed` (n, all options) about where, both centred and scaled to a mean square of one. `centre`: the
+    source that a device is expected to follow, None for the mean of all.
+    """
 
     source: FloatMatrix
     onehot: FloatMatrix
     counts: FloatMatrix
+    placed: FloatMatrix
+    centre: int | None = None
 
     def rows(self, rows: IntMatrix) -> Features:
         """The features of some of the architectures."""
-        return Features(self.source[rows], self.onehot[rows], self.counts[rows])
+        return Features(self.source[rows], self.onehot[rows], self.counts[rows], self.placed[rows], self.centre)
 
     def without(self, sources: IntMatrix) -> Features:
         """The same architectures as if some source devices were not known."""
-        return Features(np.delete(self.source, sources, axis=1), self.onehot, self.counts)
+        return Features(np.delete(self.source, sources, axis=1), self.onehot, self.counts, self.placed)
 
     @property
     def mean(self) -> FloatVector:
-        """(n,) log latency on the mean source device, centred."""
+        """(n,) log latency on the device that is expected to be followed, centred."""
+        if self.centre is not None:
+            return np.asarray(self.source[:, self.centre])
         return self.source.mean(axis=1) if self.source.shape[1] else np.zeros(len(self.source))
 
 
@@ -63,6 +72,8 @@ class Encoder:
     onehot_mean: FloatVector
     count_mean: FloatVector
     count_scale: float
+    placed_mean: FloatVector
+    placed_scale: float
 
     def __call__(self, archs: IntMatrix, source_ms: FloatMatrix) -> Features:
         """(n, slots) int, (n, sources) ms -> Features of the n architectures."""
@@ -70,19 +81,21 @@ class Encoder:
             np.log(source_ms) - self.source_mean,
             one_hot(archs, self.options) - self.onehot_mean,
             (option_counts(archs, self.options) - self.count_mean) / self.count_scale,
+            (option_places(archs, self.options) - self.placed_mean) / self.placed_scale,
         )
 
 
 def encoder_of(archs: IntMatrix, options: IntMatrix, source_ms: FloatMatrix) -> Encoder:
     """The encoder whose scales are those of these architectures."""
-    counts = option_counts(archs, options)
-    spread = float(np.sqrt(((counts - counts.mean(axis=0)) ** 2).sum(axis=1).mean()))
+    counts, placed = option_counts(archs, options), option_places(archs, options)
     return Encoder(
         options,
         np.log(source_ms).mean(axis=0),
         one_hot(archs, options).mean(axis=0),
         counts.mean(axis=0),
-        spread if spread > 1e-9 else 1.0,
+        _scale(counts),
+        placed.mean(axis=0),
+        _scale(placed),
     )
 
 
@@ -106,6 +119,22 @@ def option_counts(archs: IntMatrix, options: IntMatrix) -> FloatMatrix:
     return np.stack(columns, axis=1).astype(np.float64) if columns else np.zeros((len(archs), 0))
 
 
+def option_places(archs: IntMatrix, options: IntMatrix) -> FloatMatrix:
+    """(n, slots) int -> (n, sum of options of slots that have an equal): one-hot, blurred over neighbouring slots.
+
+    The inner product of two rows counts pairs of slots with equal options, less the further apart the two slots are.
+    """
+    found = [np.zeros((len(archs), 0))]
+    for size in np.unique(options):
+        slots = np.flatnonzero(options == size)
+        if len(slots) > 1:
+            place = np.arange(len(slots))
+            near = np.exp(-3 * np.abs(place[:, None] - place) / len(slots))
+            hot = (archs[:, slots, None] == np.arange(size)).astype(np.float64)
+            found.append(np.einsum("nso,st->nto", hot, np.linalg.cholesky(near)).reshape(len(archs), -1))
+    return np.concatenate(found, axis=1)
+
+
 def covariances(left: Features, right: Features, slots: int, variance: float) -> FloatMatrix:
     """(parts, n, m) covariance of each part between two sets of architectures, of weight one."""
     sources = max(left.source.shape[1], 1)
@@ -125,6 +154,7 @@ def covariances(left: Features, right: Features, slots: int, variance: float) ->
         np.exp(-3 * differing),
         left.counts @ right.counts.T,
         np.exp(-0.5 * _square_distances(left.counts, right.counts)),
+        left.placed @ right.placed.T,
     ]
     return np.stack(found) * variance
 
@@ -143,6 +173,7 @@ def variances(features: Features, slots: int, variance: float) -> FloatMatrix:
         ones,
         (features.counts**2).sum(axis=1),
         ones,
+        (features.placed**2).sum(axis=1),
     ]
     return np.stack(found) * variance
 
@@ -220,6 +251,11 @@ def inflated(evidence: Evidence, weights: FloatVector) -> FloatVector:
         found = 1 + excess * spread * scale / usual
         evidence = replace(evidence, inflation=found)
     return found
+
+
+def _scale(values: FloatMatrix) -> float:
+    spread = float(np.sqrt(((values - values.mean(axis=0)) ** 2).sum(axis=1).mean()))
+    return spread if spread > 1e-9 else 1.0
 
 
 def _square_distances(left: FloatMatrix, right: FloatMatrix) -> FloatMatrix:

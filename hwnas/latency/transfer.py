@@ -3,8 +3,9 @@
 Where only totals can be read (somebody's phone, a service), no table of blocks can be built. But devices resemble each
 other. A Gaussian process (`relatedness.py`) says how; its weights are learnt by treating each source device as if it
 were the target, once with all others known and again with its nearest relatives hidden, because nobody knows whether
-the target has a relative among the sources. These weights are candidates; the k measurements decide between them by
-their marginal likelihood, and move them where they say more. Noise is Student's t, as phones are interrupted.
+the target has a relative among the sources. These weights are candidates, of two hypotheses: the device follows the
+mean of the sources, or one of them. The k measurements decide between all by their marginal likelihood, and move the
+best where they say more. Noise is Student's t, as phones are interrupted.
 
 The interval is that of the process, stretched by how far off such intervals were: on source devices treated as
 targets with the same k networks, and on the measured networks each left out.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from scipy import linalg, stats
@@ -51,15 +51,18 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class TransferPrior:
-    """What the source devices say about a device never seen. `weights` (candidates, parts + 1): see `relatedness.py`.
+    """What the source devices say about a device never seen.
 
-    `seed` decides which networks intervals are tried on, so that a fit is a function of its arguments.
+    `weights` (candidates, parts + 1), see `relatedness.py`, of a device that follows the mean of the sources,
+    `relative_weights` (candidates, parts + 1) of one that follows a single source. `seed` decides which networks
+    intervals are tried on, so that a fit is a function of its arguments.
     """
 
     pool: Pool
     encoder: Encoder
     variance: float
     weights: FloatMatrix
+    relative_weights: FloatMatrix
     seed: int
 
     @property
@@ -82,15 +85,27 @@ def learn_prior(pool: Pool, rng: np.random.Generator) -> TransferPrior:
     encoder = encoder_of(pool.archs, np.asarray(pool.options), pool.source_ms)
     spread = np.log(pool.source_ms).var(axis=0)
     variance = max(float(spread.mean()), 1e-6) if len(spread) else _USUAL_VARIANCE
-    prior = TransferPrior(pool, encoder, variance, WEIGHT_MEAN[None], int(rng.integers(2**31)))
-    found = []
+    prior = TransferPrior(pool, encoder, variance, WEIGHT_MEAN[None], WEIGHT_MEAN[None], int(rng.integers(2**31)))
+    found: list[FloatVector] = []
+    relative: list[list[FloatVector]] = []
     for target in range(len(pool.source_names)):
+        relative.append([])
         for hidden in _relatives(pool, target):
             rows = rng.choice(len(pool), min(_LEARN, len(pool)), replace=False)
-            known = prior.features(pool.take(rows)).without(hidden)
-            evidence = _evidence(prior, known, pool.source_ms[rows, target])[0]
+            known, measured = prior.features(pool.take(rows)), pool.source_ms[rows, target]
+            evidence, _ = _evidence(prior, known.without(hidden), measured)
             found.append(most_probable(evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN))
-    return replace(prior, weights=np.array(found)) if found else prior
+            visible = np.setdiff1d(np.arange(len(pool.source_names)), hidden)
+            if len(visible) > 1:
+                likeness = _likeness(pool, target)[visible]
+                nearest = replace(known.without(hidden), centre=int(np.argmax(likeness)))
+                evidence, _ = _evidence(prior, nearest, measured)
+                relative[-1].append(most_probable(evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN))
+    if not found:
+        return prior
+    # One candidate for each closeness of the relative, as each is tried with every source.
+    levels = [np.mean(level, axis=0) for level in zip(*filter(None, relative), strict=False)]
+    return replace(prior, weights=np.array(found), relative_weights=np.array(levels or [WEIGHT_MEAN]))
 
 
 @dataclass(frozen=True)
@@ -151,56 +166,77 @@ def fit_transfer(prior: TransferPrior, rows: Sequence[int] | IntMatrix, measured
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """The process given k values: a mixture of `shares` (m,) over `weights` (m, parts + 1)."""
+class Hypothesis:
+    """One way in which the device may be related, given k values: `known` features, `weights` (parts + 1,)."""
 
-    prior: TransferPrior
     known: Features
     evidence: Evidence
     level: float
-    weights: FloatMatrix
-    shares: FloatVector
+    weights: FloatVector
 
-    @cached_property
-    def _factors(self) -> list[tuple[FloatMatrix, FloatVector]]:
-        return [self.evidence.factor(weights)[1:] for weights in self.weights]
+    def likelihood(self) -> float:
+        """Log marginal likelihood of the k values."""
+        return self.evidence.factor(self.weights)[0]
+
+    def log(self, features: Features, slots: int) -> tuple[FloatVector, FloatVector]:
+        """Two (n,): mean and variance of the log of one measurement."""
+        features, unit, scale = (
+            replace(features, centre=self.known.centre),
+            self.evidence.variance,
+            np.exp(self.weights),
+        )
+        _, lower, solved = self.evidence.factor(self.weights)
+        cross = np.tensordot(scale[:-1], covariances(features, self.known, slots, unit), 1)
+        explained = linalg.solve_triangular(lower, cross.T, lower=True, check_finite=False)
+        spread = scale[:-1] @ variances(features, slots, unit) - (explained**2).sum(axis=0)
+        return self.level + features.mean + cross @ solved, np.maximum(spread, 0.0) + scale[-1] * unit
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The process given k values: a mixture of hypotheses, most probable first, with their `shares`."""
+
+    slots: int
+    hypotheses: tuple[Hypothesis, ...]
+    shares: FloatVector
 
     def log(self, features: Features) -> tuple[FloatVector, FloatVector]:
         """Two (n,): mean and standard deviation of the log of one measurement."""
-        if features.source.shape[1] != self.known.source.shape[1]:
-            raise PredictorError("features of other source devices than those of the fit")
-        parts = covariances(features, self.known, self.prior.slots, self.prior.variance)
-        own = variances(features, self.prior.slots, self.prior.variance)
-        means, spreads = [], []
-        for weights, (lower, solved) in zip(self.weights, self._factors, strict=True):
-            scale = np.exp(weights)
-            cross = np.tensordot(scale[:-1], parts, 1)
-            means.append(cross @ solved)
-            explained = linalg.solve_triangular(lower, cross.T, lower=True, check_finite=False)
-            spread = scale[:-1] @ own - (explained**2).sum(axis=0)
-            spreads.append(np.maximum(spread, 0.0) + scale[-1] * self.prior.variance)
-        mixed = self.shares @ np.array(means)
-        spread = self.shares @ (np.array(spreads) + (np.array(means) - mixed) ** 2)
-        return self.level + features.mean + mixed, np.sqrt(spread)
+        found = [hypothesis.log(features, self.slots) for hypothesis in self.hypotheses]
+        means, spreads = (np.array(parts) for parts in zip(*found, strict=True))
+        mixed = self.shares @ means
+        return mixed, np.sqrt(self.shares @ (spreads + (means - mixed) ** 2))
 
 
 def _posterior(prior: TransferPrior, known: Features, measured_ms: FloatVector) -> Posterior:
-    evidence, level = _evidence(prior, known, measured_ms)
-    candidates = prior.weights
-    mean = candidates.mean(axis=0)
-    # Few sources say little about how devices vary, so the wide prior stays in proportion.
-    sd = np.sqrt(candidates.var(axis=0) + WEIGHT_SD**2 / len(candidates))
-    best = candidates[int(np.argmax([evidence.factor(weights)[0] for weights in candidates]))]
+    sources = known.source.shape[1]
+    centres: list[int | None] = [None, *(range(sources) if sources > 1 else ())]
+    hypotheses, chances = [], []
+    for centre in centres:
+        around = replace(known, centre=centre)
+        evidence, level = _evidence(prior, around, measured_ms)
+        candidates = prior.weights if centre is None else prior.relative_weights
+        hypotheses += [Hypothesis(around, evidence, level, weights) for weights in candidates]
+        # The mean and the single sources are as likely as each other beforehand.
+        chances += [-np.log(len(candidates) * (1 if centre is None else sources))] * len(candidates)
+    likelihoods = [one.likelihood() + chance for one, chance in zip(hypotheses, chances, strict=True)]
+    parent = int(np.argmax(likelihoods))
+    best = hypotheses[parent]
+    candidates = prior.weights if best.known.centre is None else prior.relative_weights
+    # Few candidates say little about how devices vary, so the wide prior stays in proportion.
+    mean, sd = candidates.mean(axis=0), np.sqrt(candidates.var(axis=0) + WEIGHT_SD**2 / len(prior.weights))
     for _ in range(2):
-        evidence = replace(evidence, inflation=inflated(evidence, best))
-        best = most_probable(evidence, mean, sd, best)
-    candidates = np.concatenate([candidates, best[None]])
-    likelihood = np.array([evidence.factor(weights)[0] for weights in candidates])
+        evidence = replace(best.evidence, inflation=inflated(best.evidence, best.weights))
+        best = replace(best, evidence=evidence, weights=most_probable(evidence, mean, sd, best.weights))
+    hypotheses = [replace(one, evidence=replace(one.evidence, inflation=evidence.inflation)) for one in hypotheses]
+    hypotheses.append(best)
+    chances.append(chances[parent])
+    likelihood = np.array([one.likelihood() + chance for one, chance in zip(hypotheses, chances, strict=True)])
     shares = np.exp(likelihood - likelihood.max())
     # A dozen that hold nearly all of the mass stand for the rest.
     kept = np.argsort(-shares)[:12]
     kept = kept[shares[kept] > 0.005 * shares.sum()]
-    return Posterior(prior, known, evidence, level, candidates[kept], shares[kept] / shares[kept].sum())
+    return Posterior(prior.slots, tuple(hypotheses[index] for index in kept), shares[kept] / shares[kept].sum())
 
 
 def _evidence(prior: TransferPrior, known: Features, measured_ms: FloatVector) -> tuple[Evidence, float]:
@@ -221,13 +257,18 @@ def _last_digit(measured_ms: FloatVector) -> float:
 
 def _relatives(pool: Pool, target: int) -> list[IntMatrix]:
     """Sources to hide when one is treated as the target: itself, then itself and its nearest relatives."""
-    log = np.log(pool.source_ms)
-    log = (log - log.mean(axis=0)) / np.maximum(log.std(axis=0), 1e-12)
-    likeness = log.T @ log[:, target]
+    likeness = _likeness(pool, target)
     likeness[target] = np.inf
     order = np.argsort(-likeness)
     counts = sorted({round(part * (len(order) - 1)) for part in _HIDDEN})
     return [order[: count + 1] for count in counts]
+
+
+def _likeness(pool: Pool, target: int) -> FloatVector:
+    """(sources,) correlation of the log latency of each source with one of them; 0 where one is constant."""
+    log = np.log(pool.source_ms)
+    log = (log - log.mean(axis=0)) / np.maximum(log.std(axis=0), 1e-12)
+    return np.asarray(log.T @ log[:, target] / len(log))
 
 
 def _tried(prior: TransferPrior, rows: IntMatrix, posterior: Posterior) -> tuple[FloatVector, FloatVector]:
@@ -250,7 +291,7 @@ def _tried(prior: TransferPrior, rows: IntMatrix, posterior: Posterior) -> tuple
         errors.append((np.log(pool.source_ms[held, target]) - mean) / sd)
         shares.append(np.full(len(held), _SOURCE_COUNT / len(targets) / len(held)))
     if len(rows) > 2:
-        error, spread = left_out(posterior.evidence, posterior.weights[0])
+        error, spread = left_out(posterior.hypotheses[0].evidence, posterior.hypotheses[0].weights)
         errors.append(error / np.sqrt(spread))
         # Two values are spent on level and noise.
         shares.append(np.full(len(rows), (len(rows) - 2) / len(rows)))

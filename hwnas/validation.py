@@ -21,7 +21,7 @@ VERSION: Literal[1] = 1
 
 Drawn = Literal["uniform", "spread"]
 Fit = Literal["as promised", "too few inside", "wider than needed"]
-Judgement = Literal["holds", "biased", "does not hold", "not judged"]
+Judgement = Literal["holds", "biased", "in doubt", "does not hold", "not judged"]
 
 
 def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -106,7 +106,6 @@ class Agreement:
     bias_low: float
     bias_high: float
     unbiased_error: float
-    unbiased_error_low: float
     spearman: float | None
     kendall: float | None
     repeated: int

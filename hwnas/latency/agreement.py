@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from hwnas.errors import PredictorError
-from hwnas.validation import Agreement, Coverage, Fit, Judgement, Promise
+from hwnas.validation import Agreement, Coverage, Drawn, Fit, Judgement, Promise
 
 FloatVector = NDArray[np.float64]
 
@@ -20,6 +20,10 @@ UNLUCKY = 0.025
 # The verdict: as good as can be measured is at most this mean error, or this many times a floor or a promise.
 GOOD_ERROR = 0.02
 MARGIN = 1.2
+# Kinds of networks whose errors differ by more than this factor are told apart.
+APART = 1.5
+# Anchors that moved by more than this have to be put on today's scale.
+DRIFTED = 0.05
 # Networks below which a verdict says how few they are.
 FEW = 10
 
@@ -42,7 +46,6 @@ def agreement(
     errors = np.abs(np.expm1(logs))
     drawn = rng.integers(0, count, (RESAMPLES, count))
     biases = logs[drawn].mean(axis=1)
-    unbiased = np.abs(np.expm1(logs[drawn] - biases[:, None])).mean(axis=1)
     error_low, error_high = _interval(errors[drawn].mean(axis=1))
     bias_low, bias_high = np.expm1(_interval(biases))
     spearman, kendall = rank_correlations(predicted_ms, measured_ms)
@@ -59,7 +62,6 @@ def agreement(
         bias_low=float(bias_low),
         bias_high=float(bias_high),
         unbiased_error=float(np.abs(np.expm1(logs - logs.mean())).mean()),
-        unbiased_error_low=_interval(unbiased)[0],
         spearman=spearman,
         kendall=kendall,
         repeated=len(repeats),
@@ -133,34 +135,61 @@ def beyond_noise(
     return np.array(left)
 
 
-def judge(found: Agreement | None, promise: Promise | None) -> tuple[Judgement, str]:
-    """The verdict and its sentence.
+def judge(
+    found: Agreement | None,
+    promise: Promise | None,
+    by_draw: Mapping[Drawn, float] | None = None,
+    anchor_drift: float | None = None,
+) -> tuple[Judgement, str]:
+    """The verdict and its sentences; `by_draw` is the mean error of each kind of networks.
 
-    A table holds if its mean error is, as far as these networks tell, at most 2%, or 1.2 times today's noise floor or
-    what it promises of itself; it is biased if that is so once its bias is taken out.
+    A table holds if its mean error is at most 2%, or 1.2 times today's noise floor, or what it promises of itself. It
+    is biased if that is so once a bias that is beyond doubt is taken out, and in doubt where chance could be to blame.
+    All of it is relative to the anchors: that the whole machine runs at another speed (`anchor_drift`) is said apart.
     """
     if found is None:
         return "not judged", "The table could not be judged: no network was measured."
     floors = [floor for floor in (found.noise_floor, promise.mean_error if promise else None) if floor is not None]
     allowed = max([GOOD_ERROR, *(MARGIN * floor for floor in floors)])
-    numbers = (
+    numbers = _numbers(found, promise, by_draw or {}, allowed)
+    biased = found.bias_low > 0 or found.bias_high < 0
+    judgement: Judgement
+    if found.mean_error <= allowed:
+        judgement, sentence = "holds", f"The table holds: {numbers}" + (f", bias {found.bias:+.1%}." if biased else ".")
+    elif biased and found.unbiased_error <= allowed:
+        judgement, sentence = (
+            "biased",
+            f"The table is biased by {found.bias:+.1%}: {numbers}; {found.unbiased_error:.1%} without the bias. See "
+            "whether its anchors hold: hwnas profile --check RECIPE; if they do, profile anew: --fresh.",
+        )
+    elif found.mean_error_low <= allowed:
+        judgement, sentence = (
+            "in doubt",
+            f"The table is in doubt: {numbers}, where {allowed:.1%} would be good. Measure more: --networks "
+            f"{4 * found.networks}; or profile anew: hwnas profile --fresh RECIPE.",
+        )
+    else:
+        judgement, sentence = (
+            "does not hold",
+            f"The table does not hold: {numbers}; {found.unbiased_error:.1%} without its bias of {found.bias:+.1%}. "
+            "Profile anew: hwnas profile --fresh RECIPE.",
+        )
+    if anchor_drift is not None and abs(anchor_drift) > DRIFTED:
+        sentence += (
+            f" The anchors take {anchor_drift:+.1%} beside the table's time: hwnas profile --check RECIPE puts it on "
+            "today's scale."
+        )
+    return judgement, sentence
+
+
+def _numbers(found: Agreement, promise: Promise | None, kinds: Mapping[Drawn, float], allowed: float) -> str:
+    worst, best = max(kinds.values(), default=0.0), min(kinds.values(), default=0.0)
+    apart = worst > allowed and worst > APART * best
+    return (
         f"mean error {found.mean_error:.1%} ({found.mean_error_low:.1%} to {found.mean_error_high:.1%}) on "
         f"{found.networks} unseen network{'s' if found.networks > 1 else ''}"
         + (f", too few to be sure (from {FEW} on)" if found.networks < FEW else "")
+        + (f" ({', '.join(f'{error:.1%} on {kind} ones' for kind, error in kinds.items())})" if apart else "")
         + ("" if found.noise_floor is None else f", noise floor {found.noise_floor:.1%}")
         + (f", promised {promise.mean_error:.1%}" if promise else "")
-    )
-    biased = found.bias_low > 0 or found.bias_high < 0
-    if found.mean_error_low <= allowed:
-        return "holds", f"The table holds: {numbers}" + (f", bias {found.bias:+.1%}." if biased else ".")
-    if biased and found.unbiased_error_low <= allowed:
-        return (
-            "biased",
-            f"The table is biased by {found.bias:+.1%}: {numbers}; {found.unbiased_error:.1%} without the bias. "
-            "Re-anchor it: hwnas profile --check RECIPE.",
-        )
-    return (
-        "does not hold",
-        f"The table does not hold: {numbers}; {found.unbiased_error:.1%} without its bias of {found.bias:+.1%}. "
-        "Profile anew: hwnas profile --fresh RECIPE.",
     )

@@ -148,7 +148,6 @@ def _result(session: Session, networks: Sequence[NetworkResult], notes: Sequence
     measured_ms = np.array([network.measured_ms for network in measured], dtype=np.float64)
     again_ms = [network.again_ms for network in measured]
     found = agreement(predicted_ms, measured_ms, again_ms, np.random.default_rng([config.seed, 3]))
-    judgement, verdict = judge(found, promise)
     index = BlockIndex(session.space)
     archs = np.array([parse_arch(network.arch) for network in measured], dtype=np.int64)
     archs = archs.reshape(-1, len(session.space.slots))
@@ -164,6 +163,8 @@ def _result(session: Session, networks: Sequence[NetworkResult], notes: Sequence
         by_draw[network.drawn] = float(np.mean(same))
     worst = _worst(session, index, measured, left)
     drifts = [network.anchor_drift for network in measured if network.anchor_drift is not None]
+    anchor_drift = float(np.median(drifts)) if drifts else None
+    judgement, verdict = judge(found, promise, by_draw, anchor_drift)
     return TableValidation(
         schema=SCHEMA,
         version=VERSION,
@@ -184,7 +185,7 @@ def _result(session: Session, networks: Sequence[NetworkResult], notes: Sequence
         by_draw=by_draw,
         interval=_coverage(measured, table, INTERVAL),
         upper=_coverage(measured, table, UPPER),
-        anchor_drift=float(np.median(drifts)) if drifts else None,
+        anchor_drift=anchor_drift,
         worst=worst,
         systematic=systematic,
         judgement=judgement,

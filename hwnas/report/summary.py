@@ -39,8 +39,8 @@ class NetworkRow:
     accuracy: float
     valid_accuracy: float
     predicted_ms: float
-    predicted_low_ms: float
-    predicted_high_ms: float
+    predicted_low_ms: float | None
+    predicted_high_ms: float | None
     measured_ms: float | None
     measured_low_ms: float | None
     measured_high_ms: float | None

@@ -58,7 +58,9 @@ def systematic_text(found: SystematicError) -> str:
     alike = f", or another that goes with it ({found.alike})" if found.alike else ""
     if found.kind == "block":
         estimated = ", an estimated row" if found.origin == "estimated" else ""
-        return f"{found.name}: the table has {amount} for this block{estimated}{alike}"
+        # A block cannot take less than nothing.
+        other = " (more than all of it: rather something that goes with it)" if found.error > 1 else ""
+        return f"{found.name}: the table has {amount} for this block{estimated}{alike}{other}"
     return f"{found.name}: networks with it are predicted {amount}{alike}"
 
 

@@ -143,6 +143,7 @@ PROMISE = Promise(24, 0.02, 0.015)
         ({"error": 0.0, "noise": 0.04}, "holds"),  # a noisy day: nothing can be predicted better than that
         ({"bias": 1.12, "error": 0.02, "noise": 0.01}, "biased"),
         ({"bias": 0.85, "error": 0.02, "noise": 0.01}, "biased"),
+        ({"error": 0.03, "noise": 0.01}, "in doubt"),
         ({"error": 0.15, "noise": 0.01}, "does not hold"),
         ({"bias": 1.3, "error": 0.15, "noise": 0.01}, "does not hold"),
     ],
@@ -153,13 +154,31 @@ def test_verdicts(options: dict[str, float], judgement: str) -> None:
     assert verdict == judgement
     assert f"{found.mean_error:.1%}" in sentence
     assert ("hwnas profile --check" in sentence) == (judgement == "biased")
-    assert ("hwnas profile --fresh" in sentence) == (judgement == "does not hold")
+    assert "today's scale" not in sentence
+    assert ("hwnas profile --fresh" in sentence) == (judgement in ("does not hold", "in doubt"))
+    assert ("--networks 240" in sentence) == (judgement == "in doubt")
 
 
 def test_a_table_is_held_to_what_it_promises() -> None:
     found = found_of(60, error=0.08)
     assert judge(found, PROMISE)[0] == "does not hold"
     assert judge(found, Promise(24, 0.07, 0.01))[0] == "holds"
+
+
+def test_kinds_of_networks_that_differ_are_told_apart() -> None:
+    found = found_of(60, error=0.036, seed=2)
+    assert "4.5% on spread ones, 2.0% on uniform ones" in judge(found, PROMISE, {"spread": 0.045, "uniform": 0.02})[1]
+    for alike in ({"spread": 0.045, "uniform": 0.04}, {"spread": 0.012, "uniform": 0.006}, {"uniform": 0.03}, {}):
+        assert "ones" not in judge(found, PROMISE, alike)[1]
+
+
+@pytest.mark.parametrize(("drift", "told"), [(0.12, True), (-0.095, True), (0.03, False), (None, False)])
+def test_a_machine_of_another_speed_is_told_apart(drift: float | None, told: bool) -> None:
+    """Measurements are relative to the anchors, so a table of a slower machine holds; only its scale is old."""
+    judgement, sentence = judge(found_of(60, error=0.01), PROMISE, anchor_drift=drift)
+    assert judgement == "holds"
+    assert ("puts it on today's scale" in sentence) is told
+    assert (f"{drift:+.1%}" in sentence) is told if drift is not None else "beside" not in sentence
 
 
 def test_few_networks_are_said_to_be_few() -> None:

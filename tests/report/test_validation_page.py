@@ -92,7 +92,6 @@ def result() -> TableValidation:
             bias_low=-0.009,
             bias_high=0.018,
             unbiased_error=0.019,
-            unbiased_error_low=0.015,
             spearman=0.9931,
             kendall=0.95,
             repeated=8,
@@ -256,6 +255,8 @@ def test_only_what_explains_is_called_so(
 def test_systematic_errors_in_words(result: TableValidation) -> None:
     block, option = map(systematic_text, result.systematic)
     assert "31.0 % (± 6.0 %) too little for this block, an estimated row, or another that goes with it (1)" in block
+    more = systematic_text(replace(result.systematic[0], error=2.5))
+    assert more.endswith("(more than all of it: rather something that goes with it)")
     assert option == "resolution = 24: networks with it are predicted 3.4 % (± 0.8 %) too much"
 
 

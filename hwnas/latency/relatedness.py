@@ -36,12 +36,13 @@ _FREEDOM = 4.0
 class Features:
     """What the covariance reads of n architectures.
 
-    `source` (n, sources) centred logs, `onehot` (n, all options) centred, `counts` (n, kinds) how often each option
-    occurs and `placed` (n, all options) about where, both centred and scaled to a mean square of one. `centre`: the
-    source that a device is expected to follow, None for the mean of all.
+    `source` (n, sources) centred logs times `trust` (sources,), `onehot` (n, all options) centred, `counts` (n, kinds)
+    how often each option occurs and `placed` (n, all options) about where, both centred and scaled to a mean square of
+    one. `centre`: the source that a device is expected to follow, None for the mean of all.
     """
 
     source: FloatMatrix
+    trust: FloatVector
     onehot: FloatMatrix
     counts: FloatMatrix
     placed: FloatMatrix
@@ -49,18 +50,31 @@ class Features:
 
     def rows(self, rows: IntMatrix) -> Features:
         """The features of some of the architectures."""
-        return Features(self.source[rows], self.onehot[rows], self.counts[rows], self.placed[rows], self.centre)
+        return Features(
+            self.source[rows], self.trust, self.onehot[rows], self.counts[rows], self.placed[rows], self.centre
+        )
 
     def without(self, sources: IntMatrix) -> Features:
         """The same architectures as if some source devices were not known."""
-        return Features(np.delete(self.source, sources, axis=1), self.onehot, self.counts, self.placed)
+        source, trust = np.delete(self.source, sources, axis=1), np.delete(self.trust, sources)
+        return Features(source, trust, self.onehot, self.counts, self.placed)
 
     @property
     def mean(self) -> FloatVector:
         """(n,) log latency on the device that is expected to be followed, centred."""
         if self.centre is not None:
-            return np.asarray(self.source[:, self.centre])
-        return self.source.mean(axis=1) if self.source.shape[1] else np.zeros(len(self.source))
+            return np.asarray(self.source[:, self.centre] / self.trust[self.centre])
+        return np.asarray(self.source.sum(axis=1) / self.many)
+
+    @property
+    def directions(self) -> FloatMatrix:
+        """(n, sources) how each source differs from that."""
+        return np.asarray(self.source - self.mean[:, None] * self.trust)
+
+    @property
+    def many(self) -> float:
+        """How many sources there are, each counted by its trust; 1 where there is none."""
+        return float(self.trust.sum()) or 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Encoder:
 
     options: IntMatrix
     source_mean: FloatVector
+    trust: FloatVector
     onehot_mean: FloatVector
     count_mean: FloatVector
     count_scale: float
@@ -78,7 +93,8 @@ class Encoder:
     def __call__(self, archs: IntMatrix, source_ms: FloatMatrix) -> Features:
         """(n, slots) int, (n, sources) ms -> Features of the n architectures."""
         return Features(
-            np.log(source_ms) - self.source_mean,
+            (np.log(source_ms) - self.source_mean) * self.trust,
+            self.trust,
             one_hot(archs, self.options) - self.onehot_mean,
             (option_counts(archs, self.options) - self.count_mean) / self.count_scale,
             (option_places(archs, self.options) - self.placed_mean) / self.placed_scale,
@@ -91,12 +107,33 @@ def encoder_of(archs: IntMatrix, options: IntMatrix, source_ms: FloatMatrix) -> 
     return Encoder(
         options,
         np.log(source_ms).mean(axis=0),
+        trust(source_ms),
         one_hot(archs, options).mean(axis=0),
         counts.mean(axis=0),
         _scale(counts),
         placed.mean(axis=0),
         _scale(placed),
     )
+
+
+def likeness(source_ms: FloatMatrix) -> FloatMatrix:
+    """(sources, sources) correlations of the log latencies; 0 where one is constant."""
+    log = np.log(source_ms)
+    log = (log - log.mean(axis=0)) / np.maximum(log.std(axis=0), 1e-12)
+    return np.asarray(log.T @ log / len(log))
+
+
+def trust(source_ms: FloatMatrix) -> FloatVector:
+    """(sources,) how much each source is let say: the part of its log latency's variance that some other explains.
+
+    A device that resembles no other tells little about the next one. Two cannot outvote each other.
+    """
+    count = source_ms.shape[1]
+    if count < 3:
+        return np.ones(count)
+    alike = np.where(np.eye(count, dtype=bool), 0.0, likeness(source_ms))
+    # The floor keeps a source that resembles none from counting for nothing at all.
+    return np.asarray(np.clip(alike.max(axis=1), 0.03, 1.0) ** 2)
 
 
 def one_hot(archs: IntMatrix, options: IntMatrix) -> FloatMatrix:
@@ -137,17 +174,14 @@ def option_places(archs: IntMatrix, options: IntMatrix) -> FloatMatrix:
 
 def covariances(left: Features, right: Features, slots: int, variance: float) -> FloatMatrix:
     """(parts, n, m) covariance of each part between two sets of architectures, of weight one."""
-    sources = max(left.source.shape[1], 1)
-    left_off = left.source - left.mean[:, None]
-    right_off = right.source - right.mean[:, None]
     additive = left.onehot @ right.onehot.T / slots
     # Slots in which two architectures agree; one-hot rows are centred, so agreement is read from distances.
     differing = _square_distances(left.onehot, right.onehot) / 2 / slots
     found = [
         np.ones((len(left.source), len(right.source))),
         np.outer(left.mean, right.mean) / variance,
-        left_off @ right_off.T / sources / variance,
-        np.exp(-0.5 * _square_distances(left.source, right.source) / sources / variance)
+        left.directions @ right.directions.T / left.many / variance,
+        np.exp(-0.5 * _square_distances(left.source, right.source) / left.many / variance)
         if left.source.shape[1]
         else np.zeros_like(additive),
         additive,
@@ -162,12 +196,10 @@ def covariances(left: Features, right: Features, slots: int, variance: float) ->
 def variances(features: Features, slots: int, variance: float) -> FloatMatrix:
     """(parts, n): the diagonal of `covariances` of the architectures with themselves."""
     ones = np.ones(len(features.source))
-    sources = max(features.source.shape[1], 1)
-    off = features.source - features.mean[:, None]
     found = [
         ones,
         features.mean**2 / variance,
-        (off**2).sum(axis=1) / sources / variance,
+        (features.directions**2).sum(axis=1) / features.many / variance,
         ones if features.source.shape[1] else 0 * ones,
         (features.onehot**2).sum(axis=1) / slots,
         ones,

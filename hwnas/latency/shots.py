@@ -34,7 +34,7 @@ def choose_shots(prior: TransferPrior, k: int, rng: np.random.Generator, measure
     candidates = rng.choice(free, min(max(_CANDIDATES, k), len(free)), replace=False)
     candidates = np.concatenate([done, candidates])
     reference = rng.choice(len(pool), min(_REFERENCE, len(pool)), replace=False)
-    weights = np.exp(np.median(prior.weights, axis=0))
+    weights = np.exp(np.average(prior.weights, axis=0, weights=prior.chances))
     noise = weights[-1] * prior.variance
     here, there = prior.features(pool.take(candidates)), prior.features(pool.take(reference))
 

@@ -13,6 +13,7 @@ targets with the same k networks, and on the measured networks each left out.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,7 @@ from hwnas.latency.relatedness import (
     encoder_of,
     inflated,
     left_out,
+    likeness,
     most_probable,
     variances,
 )
@@ -43,7 +45,7 @@ _HIDDEN = (0.0, 0.25, 0.5)
 # Networks by which a source tells its weights, those on which intervals are tried, and sources tried for intervals.
 _LEARN, _TRY, _TRIED_SOURCES = 100, 200, 8
 # How many measured networks the trials on sources, and the t distribution before any trial, count for.
-_SOURCE_COUNT, _PRIOR_COUNT = 20.0, 5.0
+_SOURCE_COUNT, _PRIOR_COUNT = 10.0, 5.0
 # The spread of log latency that is expected where there is no source to show it.
 _USUAL_VARIANCE = 0.1
 _CHUNK = 4096
@@ -53,7 +55,8 @@ _CHUNK = 4096
 class TransferPrior:
     """What the source devices say about a device never seen.
 
-    `weights` (candidates, parts + 1), see `relatedness.py`, of a device that follows the mean of the sources,
+    `weights` (candidates, parts + 1), see `relatedness.py`, of a device that follows the mean of the sources
+    and their `chances` (candidates,),
     `relative_weights` (candidates, parts + 1) of one that follows a single source. `seed` decides which networks
     intervals are tried on, so that a fit is a function of its arguments.
     """
@@ -62,6 +65,7 @@ class TransferPrior:
     encoder: Encoder
     variance: float
     weights: FloatMatrix
+    chances: FloatVector
     relative_weights: FloatMatrix
     seed: int
 
@@ -84,28 +88,39 @@ def learn_prior(pool: Pool, rng: np.random.Generator) -> TransferPrior:
     """Learn from the source devices of a pool how a device may differ from them. Seconds; once for any target."""
     encoder = encoder_of(pool.archs, np.asarray(pool.options), pool.source_ms)
     spread = np.log(pool.source_ms).var(axis=0)
-    variance = max(float(spread.mean()), 1e-6) if len(spread) else _USUAL_VARIANCE
-    prior = TransferPrior(pool, encoder, variance, WEIGHT_MEAN[None], WEIGHT_MEAN[None], int(rng.integers(2**31)))
+    variance = max(float(np.average(spread, weights=encoder.trust)), 1e-6) if len(spread) else _USUAL_VARIANCE
+    start, seed = WEIGHT_MEAN[None], int(rng.integers(2**31))
+    prior = TransferPrior(pool, encoder, variance, start, np.ones(1), start, seed)
     found: list[FloatVector] = []
-    relative: list[list[FloatVector]] = []
+    chances: list[float] = []
+    relative: defaultdict[int, list[FloatVector]] = defaultdict(list)
+    shares: defaultdict[int, float] = defaultdict(float)
+    alike = likeness(pool.source_ms)
     for target in range(len(pool.source_names)):
-        relative.append([])
-        for hidden in _relatives(pool, target):
+        for hidden in _relatives(alike[target], target):
             rows = rng.choice(len(pool), min(_LEARN, len(pool)), replace=False)
             known, measured = prior.features(pool.take(rows)), pool.source_ms[rows, target]
             evidence, _ = _evidence(prior, known.without(hidden), measured)
             found.append(most_probable(evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN))
+            # What a device that resembles none teaches about devices is as little as what it tells of the next.
+            chances.append(float(encoder.trust[target]))
             visible = np.setdiff1d(np.arange(len(pool.source_names)), hidden)
             if len(visible) > 1:
-                likeness = _likeness(pool, target)[visible]
-                nearest = replace(known.without(hidden), centre=int(np.argmax(likeness)))
+                nearest = replace(known.without(hidden), centre=int(np.argmax(alike[target, visible])))
                 evidence, _ = _evidence(prior, nearest, measured)
-                relative[-1].append(most_probable(evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN))
+                weights = most_probable(evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN)
+                relative[len(hidden)].append(weights * encoder.trust[target])
+                shares[len(hidden)] += encoder.trust[target]
     if not found:
         return prior
     # One candidate for each closeness of the relative, as each is tried with every source.
-    levels = [np.mean(level, axis=0) for level in zip(*filter(None, relative), strict=False)]
-    return replace(prior, weights=np.array(found), relative_weights=np.array(levels or [WEIGHT_MEAN]))
+    levels = [np.sum(level, axis=0) / shares[hidden] for hidden, level in relative.items()]
+    return replace(
+        prior,
+        weights=np.array(found),
+        chances=np.array(chances) / np.sum(chances),
+        relative_weights=np.array(levels or [WEIGHT_MEAN]),
+    )
 
 
 @dataclass(frozen=True)
@@ -218,7 +233,11 @@ def _posterior(prior: TransferPrior, known: Features, measured_ms: FloatVector) 
         candidates = prior.weights if centre is None else prior.relative_weights
         hypotheses += [Hypothesis(around, evidence, level, weights) for weights in candidates]
         # The mean and the single sources are as likely as each other beforehand.
-        chances += [-np.log(len(candidates) * (1 if centre is None else sources))] * len(candidates)
+        if centre is None:
+            chances += list(np.log(prior.chances))
+        else:
+            share = known.trust[centre] / known.trust.sum() / len(candidates)
+            chances += [float(np.log(share))] * len(candidates)
     likelihoods = [one.likelihood() + chance for one, chance in zip(hypotheses, chances, strict=True)]
     parent = int(np.argmax(likelihoods))
     best = hypotheses[parent]
@@ -255,20 +274,11 @@ def _last_digit(measured_ms: FloatVector) -> float:
     return 0.0
 
 
-def _relatives(pool: Pool, target: int) -> list[IntMatrix]:
+def _relatives(alike: FloatVector, target: int) -> list[IntMatrix]:
     """Sources to hide when one is treated as the target: itself, then itself and its nearest relatives."""
-    likeness = _likeness(pool, target)
-    likeness[target] = np.inf
-    order = np.argsort(-likeness)
+    order = np.argsort(-np.where(np.arange(len(alike)) == target, np.inf, alike))
     counts = sorted({round(part * (len(order) - 1)) for part in _HIDDEN})
     return [order[: count + 1] for count in counts]
-
-
-def _likeness(pool: Pool, target: int) -> FloatVector:
-    """(sources,) correlation of the log latency of each source with one of them; 0 where one is constant."""
-    log = np.log(pool.source_ms)
-    log = (log - log.mean(axis=0)) / np.maximum(log.std(axis=0), 1e-12)
-    return np.asarray(log.T @ log[:, target] / len(log))
 
 
 def _tried(prior: TransferPrior, rows: IntMatrix, posterior: Posterior) -> tuple[FloatVector, FloatVector]:
@@ -280,16 +290,17 @@ def _tried(prior: TransferPrior, rows: IntMatrix, posterior: Posterior) -> tuple
     pool = prior.pool
     sources = len(pool.source_names)
     targets = rng.permutation(sources)[:_TRIED_SOURCES] if sources > 1 else np.empty(0, dtype=np.int64)
+    trusted = prior.encoder.trust[targets]
     held = rng.choice(len(pool), min(_TRY, len(pool)), replace=False)
     known, asked = prior.features(pool.take(rows)), prior.features(pool.take(held))
     for target in targets:
         # As many relatives hidden as in the middle of the cases that the weights were learnt from.
-        cases = _relatives(pool, int(target))
+        cases = _relatives(likeness(pool.source_ms)[target], int(target))
         hidden = cases[len(cases) // 2]
         trial = _posterior(prior, known.without(hidden), pool.source_ms[rows, target])
         mean, sd = trial.log(asked.without(hidden))
         errors.append((np.log(pool.source_ms[held, target]) - mean) / sd)
-        shares.append(np.full(len(held), _SOURCE_COUNT / len(targets) / len(held)))
+        shares.append(np.full(len(held), _SOURCE_COUNT * prior.encoder.trust[target] / trusted.sum() / len(held)))
     if len(rows) > 2:
         error, spread = left_out(posterior.hypotheses[0].evidence, posterior.hypotheses[0].weights)
         errors.append(error / np.sqrt(spread))

@@ -50,8 +50,9 @@ class Journal:
             raise TableError(f"{self.path} is not a journal of measurements; delete it to measure anew")
         if lines[0] != header:
             changed = _changed(header, lines[0])
+            was = "; ".join(f"{key} was {found!r}, is {now!r}" for key, (found, now) in changed.items())
             raise TableError(
-                f"{self.path} holds unfinished measurements of something else ({', '.join(changed)} changed); "
+                f"{self.path} holds unfinished measurements of something else ({', '.join(changed)} changed: {was}); "
                 "delete it to measure anew, or restore what changed to go on with it"
             )
         if len(whole) < len(data):
@@ -86,12 +87,11 @@ class Journal:
         self.close()
 
 
-def _changed(header: Any, found: Any, prefix: str = "") -> list[str]:
-    """The dotted keys in which two headers differ."""
+def _changed(header: Any, found: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two headers differ, with what was found and what is now."""
     if not isinstance(header, dict) or not isinstance(found, dict):
-        return [] if header == found else [prefix.removesuffix(".")]
-    return [
-        changed
-        for key in sorted({*header, *found})
-        for changed in _changed(header.get(key), found.get(key), f"{prefix}{key}.")
-    ]
+        return {} if header == found else {prefix.removesuffix("."): (found, header)}
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*header, *found}):
+        changed |= _changed(header.get(key), found.get(key), f"{prefix}{key}.")
+    return changed

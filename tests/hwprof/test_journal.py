@@ -88,11 +88,11 @@ def test_damage_is_told_and_nothing_is_overwritten(path: Path, change, message: 
 @pytest.mark.parametrize(
     ("header", "changed"),
     [
-        ({**HEADER, "target": {"threads": 2, "batch": 1}}, r"\(target.threads changed\)"),
-        ({**HEADER, "space": ["a", 4]}, r"\(space changed\)"),
-        ({**HEADER, "target": None}, r"\(target changed\)"),
-        ({**HEADER, "seed": 1}, r"\(seed changed\)"),
-        ({}, r"\(space, target changed\)"),
+        ({**HEADER, "target": {"threads": 2, "batch": 1}}, r"\(target.threads changed: target.threads was 1, is 2\)"),
+        ({**HEADER, "space": ["a", 4]}, r"\(space changed: space was \['a', 3\], is \['a', 4\]\)"),
+        ({**HEADER, "target": None}, r"\(target changed: "),
+        ({**HEADER, "seed": 1}, r"\(seed changed: seed was None, is 1\)"),
+        ({}, r"\(space, target changed: "),
     ],
 )
 def test_another_header_is_refused_and_what_changed_is_named(path: Path, header: dict, changed: str) -> None:

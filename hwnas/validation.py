@@ -118,8 +118,9 @@ class BlockError:
     """A block of a badly predicted network, profiled again: what the table says, what it takes now.
 
     `table_ms` is what the prediction counts for it, `table_profiled_ms` and `profiled_ms` the profiler's times then and
-    now, freed of what the profiler itself takes more or less today. `excess_ms` is `table_ms` (1 - now / then): what
-    the table has too much; `share` is that as a fraction of the network's error in ms.
+    now, freed of what the profiler itself takes more or less today. `excess_ms` is what the table has too much: their
+    difference, times what the network's blocks take without the profiler for each ms with it. `share` is that as a
+    fraction of the network's error in ms.
     """
 
     position: str

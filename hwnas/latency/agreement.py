@@ -124,14 +124,14 @@ def noise_sd(measured_ms: FloatVector, again_ms: Sequence[float | None], promise
 def beyond_noise(
     predicted_ms: FloatVector, measured_ms: FloatVector, again_ms: Sequence[float | None], sd: float
 ) -> FloatVector:
-    """(n,) what is left of |log(predicted / measured)| after two standard deviations of noise, at least 0.
+    """(n,) what is left of |predicted / measured - 1| after two standard deviations of noise, at least 0.
 
     A network measured twice is judged by the mean of both, which has less noise.
     """
     left = []
     for predicted, first, second in zip(predicted_ms, measured_ms, again_ms, strict=True):
         logs = [math.log(predicted / ms) for ms in (first, second) if ms is not None]
-        left.append(max(0.0, abs(float(np.mean(logs))) - 2 * sd / math.sqrt(len(logs))))
+        left.append(max(0.0, abs(math.expm1(float(np.mean(logs)))) - 2 * sd / math.sqrt(len(logs))))
     return np.array(left)
 
 

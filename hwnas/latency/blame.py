@@ -50,15 +50,17 @@ def block_errors(
     times_ms: position -> profiled ms now; shift: of `profiler_shift`; error_ms: predicted - measured. A row without a
     profiled time (an imported one) is compared by its ms.
     """
+    placed = [
+        (place, index.keys[number]) for place, number in enumerate(index.numbers(np.array([arch]))[0]) if number >= 0
+    ]
+    rows = [table.rows[key] for _, key in placed]
+    # One ratio for all of the network: of a block that the runtime leaves almost nothing of, its own means nothing.
+    ratio = sum(row.ms for row in rows) / sum(row.profiled_ms or row.ms for row in rows)
     found = []
-    for position, number in enumerate(index.numbers(np.array([arch]))[0]):
-        if number < 0:
-            continue
-        key = index.keys[number]
-        row = table.rows[key]
-        then_ms, now_ms = row.profiled_ms or row.ms, times_ms.get(position, 0.0) / shift
-        excess_ms = row.ms * (1 - now_ms / then_ms)
-        name = index.space.positions[position].name
+    for (place, key), row in zip(placed, rows, strict=True):
+        then_ms, now_ms = row.profiled_ms or row.ms, times_ms.get(place, 0.0) / shift
+        excess_ms = (then_ms - now_ms) * ratio
+        name = index.space.positions[place].name
         found.append(BlockError(name, key, row.origin, row.ms, then_ms, now_ms, excess_ms, excess_ms / error_ms))
     found.sort(key=lambda block: -abs(block.excess_ms))
     return tuple(found[:SHOWN]), sum(block.share for block in found)

@@ -60,6 +60,14 @@ def test_the_slow_block_of_one_network_explains_its_error() -> None:
     assert all(block.excess_ms == pytest.approx(0) for block in blocks[1:])
 
 
+def test_a_block_of_almost_no_time_is_not_blown_up() -> None:
+    """A block that the runtime fused away has the smallest time there is: twice that is still nothing."""
+    place, key = next(iter(times(ARCH))) + 1, SPACE.blocks(ARCH)[1].key
+    fused = replace(TABLE, rows={**TABLE.rows, key: Row(1e-6, 0.0, 3, profiled_ms=1e-6)})
+    _, explained = block_errors(INDEX, fused, ARCH, {**times(ARCH), place: 1e-3}, 1.0, 1.0)
+    assert abs(explained) < 0.01
+
+
 def test_a_slower_profiler_is_no_slower_block() -> None:
     shift = profiler_shift(INDEX, TABLE, {ARCH: times(ARCH, factor=1.2)})
     assert shift == pytest.approx(1.2)

@@ -61,10 +61,22 @@ def main() -> None:
 
 
 @app.command(epilog="Example: hwnas profile pipelines/quickstart.toml")
-def profile(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> None:
+def profile(
+    recipe: RecipePath,
+    fresh: Fresh = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure the table's anchors again; if it holds, put it on today's scale.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Measure the target of a recipe and write its latency table; goes on where it was stopped."""
     from hwnas.pipeline import profile_stage
 
+    if check:
+        if fresh:
+            raise typer.BadParameter("--check keeps the table, --fresh measures anew: choose one")
+        _check(recipe, as_json)
+        return
     with _run(recipe) as run:
         result = profile_stage(run, fresh=fresh)
     facts = result.table.provenance
@@ -137,6 +149,38 @@ def validate(
         out.print(f"page: {folder / PAGE}", soft_wrap=True)
     if (reason := failure(result, limit)) is not None:
         err.print(Text(f"error: {reason}", style="red"), soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _check(recipe: Path, as_json: bool) -> None:
+    """Print whether the recipe's table holds; exit code 1 if it does not."""
+    from hwnas.pipeline import check_stage
+
+    with _run(recipe) as run:
+        result = check_stage(run)
+        path = run.table_path
+    if as_json:
+        _print_json({"path": str(path), "holds": result.reason is None, **asdict(result)})
+    else:
+        table = Table(title="Checked", title_justify="left")
+        table.add_column("Latency table")
+        table.add_column(str(path), overflow="fold")
+        table.add_row(
+            "speed of this machine", f"the anchors take {result.factor:.3f} times as long as when it was measured"
+        )
+        worst = max(result.shifts.values(), key=abs)
+        table.add_row("anchors against each other", f"moved by {worst:+.1%} at most")
+        table.add_row(
+            f"{result.networks} networks measured again", f"{result.change:.1%} mean change, limit {result.limit:.1%}"
+        )
+        out.print(table)
+        out.print(
+            "the table holds and is on today's scale now"
+            if result.reason is None
+            else f"the table does not hold any more: {result.reason}; measure anew: hwnas profile --fresh {recipe}",
+            soft_wrap=True,
+        )
+    if result.reason is not None:
         raise typer.Exit(1)
 
 

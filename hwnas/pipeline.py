@@ -16,6 +16,7 @@ from hwnas.errors import DataError, RunError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.onnx import export_onnx, write_onnx
 from hwnas.export.verify import Verification, verify_onnx
+from hwnas.latency.check import Check, check_table, reanchored
 from hwnas.latency.measure import Measured, measure_files
 from hwnas.latency.sweep import SweepConfig, profile
 from hwnas.report.html import write_html
@@ -31,7 +32,7 @@ from hwnas.train.loop import TrainConfig, TrainingFailed, train
 from hwnas.train.preprocess import normalise
 from hwnas.zeroshot import compute_scores
 from hwprof.errors import HwprofError
-from hwprof.table import LatencyTable
+from hwprof.table import LatencyTable, write_table
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ def profile_stage(run: Run, *, fresh: bool = False) -> ProfileResult:
     config = SweepConfig(section.networks, section.fit, section.held_out, seed=run.recipe.seed)
     table = profile(run.space, run.target, run.device, path, config, progress=run.progress)
     return ProfileResult(path, table, False)
+
+
+def check_stage(run: Run) -> Check:
+    """Measure the anchors of the recipe's table again, and put the table on today's scale if it still holds.
+
+    Raises what `check_table` raises.
+    """
+    check = check_table(run.space, run.table, run.device, progress=run.progress)
+    if check.reason is None:
+        write_table(reanchored(run.table, check), run.table_path)
+    return check
 
 
 def search_stage(run: Run) -> list[Arch]:
@@ -116,7 +128,7 @@ def _finalists(run: Run) -> list[Arch]:
         assisted_search(
             run.space,
             score,
-            run.predictor.predict_ms,
+            run.searched_ms,
             objectives,
             evaluations=section.evaluations,
             seed=run.recipe.seed,
@@ -126,7 +138,7 @@ def _finalists(run: Run) -> list[Arch]:
         limit = np.inf if section.latency is None else section.latency
         for done in range(len(recorded(study)) + len(failed(study)), section.evaluations):
             run.progress(stage, done, section.evaluations)
-            trial, arch = ask_arch(study, run.space, lambda archs: run.predictor.predict_ms(archs) <= limit)
+            trial, arch = ask_arch(study, run.space, lambda archs: run.searched_ms(archs) <= limit)
             _score(run, study, arch, trial)
     scored = recorded(study)
     archs = list(scored)
@@ -144,7 +156,7 @@ def _score(run: Run, study: optuna.Study, arch: Arch, trial: optuna.Trial | None
     if result.value is None:
         record_failure(study, run.space, arch, result.reason or "undefined", trial=trial)
     else:
-        latency = float(run.predictor.predict_ms(np.array([arch]))[0])
+        latency = float(run.searched_ms(np.array([arch]))[0])
         record_trial(study, run.space, arch, (result.value, latency), {"seconds": result.seconds}, trial=trial)
     return result.value
 

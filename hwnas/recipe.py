@@ -12,7 +12,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from hwnas.errors import RecipeError
 from hwprof.errors import HwprofError
@@ -96,14 +105,25 @@ class ProfileSection(_Section):
 
 
 class SearchSection(_Section):
-    """[search]: what is searched for, and how long."""
+    """[search]: what is searched for, and how long.
+
+    With a `confidence` the latency limit holds for the upper bound of a prediction: a measurement keeps it with that
+    probability.
+    """
 
     latency: Milliseconds | None = None
+    confidence: float | None = Field(default=None, gt=0, lt=1)
     score: str = "naswot"
     sampler: str = "surrogate"
     evaluations: int = Field(default=120, ge=8)
     finalists: int = Field(default=5, ge=1)
     score_batch: int = Field(default=32, ge=2)
+
+    @model_validator(mode="after")
+    def _a_confidence_is_that_of_a_limit(self) -> SearchSection:
+        if self.confidence is not None and self.latency is None:
+            raise ValueError("a confidence says how surely the latency limit is kept; give search.latency too")
+        return self
 
 
 class TrainSection(_Section):
@@ -242,6 +262,7 @@ networks = 10          # random networks to profile; 0: every block of the space
 
 [search]
 # latency = "1 ms"     # a hard limit: nothing predicted above it is trained
+# confidence = 0.95    # the limit holds for the prediction's upper bound: measurements keep it so often
 score = "naswot"       # how untrained networks are ranked: naswot, zen, macs, params
 sampler = "surrogate"  # or any sampler of Optuna by name, e.g. "TPESampler"
 evaluations = 120      # networks to score

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from hwnas import __version__
+from hwnas.errors import PredictorError
 from hwnas.export.verify import Verification
 from hwnas.latency.measure import Measured
 from hwnas.report.html import write_html
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
 from hwnas.run import Run, score_study, train_study
 from hwnas.search.study import recorded
-from hwnas.space import Arch, format_arch, parse_arch
+from hwnas.space import Arch, IntMatrix, format_arch, parse_arch
 from hwprof.files import write_atomic
 
 CONFIDENCE = 0.9
@@ -31,7 +32,7 @@ def exported_file(run: Run, arch: Arch) -> Path:
 def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured | str) -> NetworkRow:
     """The report's row of an exported network; `measured` may be the reason why it was not."""
     matrix = np.array([arch])
-    low, high = run.predictor.interval_ms(matrix, CONFIDENCE)
+    low_ms, high_ms = _interval(run, matrix)
     trial = recorded(train_study(run))[arch]
     refused = measured if isinstance(measured, str) else measured.refused
     found = None if isinstance(measured, str) or measured.refused else measured
@@ -45,8 +46,8 @@ def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured
         accuracy=verified.accuracy,
         valid_accuracy=trial.values[0],
         predicted_ms=float(run.predictor.predict_ms(matrix)[0]),
-        predicted_low_ms=float(low[0]),
-        predicted_high_ms=float(high[0]),
+        predicted_low_ms=low_ms,
+        predicted_high_ms=high_ms,
         measured_ms=found.ms if found else None,
         measured_low_ms=found.low_ms if found else None,
         measured_high_ms=found.high_ms if found else None,
@@ -57,6 +58,15 @@ def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured
         size_bytes=file.stat().st_size,
         within_limit=None if found is None or limit is None else found.ms <= limit,
     )
+
+
+def _interval(run: Run, matrix: IntMatrix) -> tuple[float, float] | tuple[None, None]:
+    """(1, slots) -> the bounds of the prediction in ms; none under a table without networks to calibrate them."""
+    try:
+        low, high = run.predictor.interval_ms(matrix, CONFIDENCE)
+    except PredictorError:
+        return None, None
+    return float(low[0]), float(high[0])
 
 
 def model_card(run: Run, row: NetworkRow, verified: Verification) -> dict[str, Any]:
@@ -133,6 +143,9 @@ def write_summary(run: Run, rows: Sequence[NetworkRow], warnings: Sequence[str])
 
 def _candidates(run: Run) -> Iterator[Candidate]:
     trained = recorded(train_study(run))
-    for arch, trial in recorded(score_study(run)).items():
+    scored = recorded(score_study(run))
+    # A trial's own latency is what was searched, which with a confidence is the upper bound.
+    predicted = run.predictor.predict_ms(np.array(list(scored), dtype=np.int64).reshape(-1, len(run.space.slots)))
+    for (arch, trial), ms in zip(scored.items(), predicted, strict=True):
         accuracy = trained[arch].values[0] if arch in trained else None
-        yield Candidate(format_arch(arch), {run.recipe.search.score: trial.values[0]}, trial.values[1], accuracy)
+        yield Candidate(format_arch(arch), {run.recipe.search.score: trial.values[0]}, float(ms), accuracy)

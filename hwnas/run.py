@@ -25,9 +25,9 @@ from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import TablePredictor
 from hwnas.progress import Progress, silent
 from hwnas.recipe import Recipe, changed_keys, parse_recipe
-from hwnas.search.problem import Objective
+from hwnas.search.problem import FloatVector, Objective
 from hwnas.search.study import make_sampler, open_study
-from hwnas.space import Arch, SearchSpace, format_arch
+from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch
 from hwnas.spaces import make_space, space_arguments
 from hwnas.train.data import ImageData, load_data
 from hwprof.client import AgentClient
@@ -134,6 +134,11 @@ class Run:
     @cached_property
     def predictor(self) -> TablePredictor:
         return TablePredictor(self.space, self.table)
+
+    def searched_ms(self, archs: IntMatrix) -> FloatVector:
+        """(n, slots) -> (n,) the latency that is searched and limited: predicted, or its upper bound."""
+        confidence = self.recipe.search.confidence
+        return self.predictor.predict_ms(archs) if confidence is None else self.predictor.upper_ms(archs, confidence)
 
     @cached_property
     def index(self) -> BlockIndex:

@@ -10,11 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
+from hwnas.latency.predict import TablePredictor
 from hwnas.recipe import load_recipe
 from hwnas.report.summary import RunSummary
+from hwnas.search.problem import Objective
+from hwnas.search.study import open_study, recorded
+from hwnas.spaces import make_space
+from hwprof.table import read_table, write_table
 
 # Small enough for seconds. The limits of refusal are those of every user, so the networks are not the very smallest.
 RECIPE = """
@@ -44,6 +50,8 @@ finalists = 2
 [train]
 epochs = 2
 """
+
+SCORED = (Objective("macs", "", "maximize"), Objective("latency", "ms", "minimize"))
 
 
 def hwnas(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -148,6 +156,49 @@ def test_an_infeasible_limit_says_what_is_attainable(finished: Path, tmp_path: P
     message = hwnas(tmp_path, "search", "toy.toml", code=1).stderr
     assert "0.001 ms" in message
     assert "attainable" in message
+
+
+def test_a_confidence_keeps_the_upper_bound_under_the_limit(finished: Path, tmp_path: Path) -> None:
+    text = with_table(finished).replace("finalists = 2", "finalists = 1").replace("epochs = 2", "epochs = 1")
+    table = read_table(next((finished / "latency_tables").glob("*/*.json")))
+    arguments = dict(table.provenance["space"])
+    space = make_space(arguments.pop("name"), arguments)
+    archs = space.sample(500, np.random.default_rng(0))
+    predictor = TablePredictor(space, table)
+    limit = float(np.quantile(predictor.upper_ms(archs, 0.9), 0.3))
+    within = predictor.predict_ms(archs) <= limit
+    assert (predictor.upper_ms(archs, 0.9)[within] > limit).any()  # without a confidence some would break it
+    search = f'[search]\nscore = "macs"\nlatency = "{limit * 1e3:.6f} us"\nconfidence = 0.9'
+    (tmp_path / "toy.toml").write_text(text.replace("[search]", search))
+    hwnas(tmp_path, "search", "toy.toml")
+    trials = recorded(open_study(tmp_path / "runs" / "toy" / "journal.log", "score", SCORED))
+    scored = np.array(list(trials))
+    assert len(scored) > 5
+    assert (predictor.upper_ms(scored, 0.9) <= limit * (1 + 1e-6)).all()
+    assert [trial.values[1] for trial in trials.values()] == pytest.approx(predictor.upper_ms(scored, 0.9))
+
+
+def test_a_table_is_checked_and_put_on_todays_scale(finished: Path, tmp_path: Path) -> None:
+    """The machine has not changed since the table was made, but the table's numbers have been doubled."""
+    path = next((finished / "latency_tables").glob("*/*.json"))
+    write_table(read_table(path).scaled(2.0), tmp_path / "doubled.json")
+    (tmp_path / "toy.toml").write_text(RECIPE.replace("[profile]", '[profile]\ntable = "doubled.json"'))
+    for _ in range(5):  # a busy machine may refuse, or find that it has changed
+        done = subprocess.run(
+            [sys.executable, "-m", "hwnas", "profile", "toy.toml", "--check", "--json"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
+    else:
+        pytest.skip("this machine is too busy now to measure a network of 0.1 ms twice alike")
+    found = json.loads(done.stdout)
+    assert found["holds"]
+    assert 0.25 < found["factor"] < 1.0
+    scaled = read_table(tmp_path / "doubled.json")
+    assert scaled.provenance["checks"][0]["factor"] == pytest.approx(found["factor"], abs=1e-4)
+    assert scaled.intercept_ms == pytest.approx(read_table(path).intercept_ms * 2 * found["factor"], rel=1e-4)
+    assert "choose one" in hwnas(tmp_path, "profile", "toy.toml", "--check", "--fresh", code=2).stderr
 
 
 def test_another_recipe_is_refused_in_the_same_folder_and_fresh_moves_the_old_run_aside(

@@ -73,8 +73,11 @@ def test_a_new_recipe_is_valid_and_named_after_its_file() -> None:
 
 def test_the_commented_choices_of_a_new_recipe_are_valid_too() -> None:
     text = new_recipe(Path("x.toml"))
+    limited = text.replace("# latency =", "latency =")  # what a confidence is one of
     for line in text.splitlines():
-        if line.startswith("# ") and " = " in line and not line.startswith("# source"):
+        if line.startswith("# confidence"):
+            parse_recipe(limited.replace(line, line.removeprefix("# ")))
+        elif line.startswith("# ") and " = " in line and not line.startswith("# source"):
             parse_recipe(text.replace(line, line.removeprefix("# ")))
 
 
@@ -98,3 +101,11 @@ def test_changed_keys_are_dotted_and_see_space_arguments() -> None:
     new = parse_recipe(MINIMAL + 'seed = 1\n[space]\nname = "mobilenetv3"\ndepths = [3]\n[search]\nlatency = "1 ms"')
     assert changed_keys(old, new) == ["search.latency", "seed", "space.depths"]
     assert changed_keys(old, old) == []
+
+
+def test_a_confidence_needs_a_limit():
+    assert parse_recipe('name = "a"\n[search]\nlatency = "1 ms"\nconfidence = 0.95').search.confidence == 0.95
+    with pytest.raises(RecipeError, match=r"give search\.latency too"):
+        parse_recipe('name = "a"\n[search]\nconfidence = 0.95')
+    with pytest.raises(RecipeError, match=r"search\.confidence = 95"):
+        parse_recipe('name = "a"\n[search]\nlatency = "1 ms"\nconfidence = 95.0')

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hwnas.errors import PredictorError
 from hwnas.latency.graph import write_graph
 from hwnas.space import SearchSpace, parse_arch
 from hwprof.client import AgentClient
 from hwprof.devices import Device
+from hwprof.errors import DeviceError
 from hwprof.table import LatencyTable, Model
 from hwprof.target import Plan
 from hwprof.timing import geometric_mean
 
 # A result's interval is this many standard errors to each side: 95% for a normal error.
 STANDARD_ERRORS = 1.96
-# Files that are measured together, interleaved.
-GROUP = 8
+# At most so many files are measured together, interleaved; every group pays for the anchors.
+GROUP = 16
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,23 @@ def anchor_scale(anchors: Sequence[Model]) -> float:
     return geometric_mean([anchor.ms for anchor in anchors])
 
 
+def write_models(space: SearchSpace, table: LatencyTable, models: Sequence[Model], folder: Path) -> dict[str, Path]:
+    """The graphs of a table's models in the folder: "role name" -> file."""
+    paths = {
+        f"{model.role} {model.name}": folder / f"{model.role}-{number}.onnx" for number, model in enumerate(models)
+    }
+    for model, path in zip(models, paths.values(), strict=True):
+        write_graph(space, parse_arch(model.name), table.target.batch, path)
+    return paths
+
+
+def split_evenly(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+    """Parts of almost one size and at most `most`."""
+    parts = -(-len(items) // most)
+    for number in range(parts):
+        yield items[number * len(items) // parts : (number + 1) * len(items) // parts]
+
+
 def measure_files(
     files: Mapping[str, Path],
     space: SearchSpace,
@@ -65,17 +86,20 @@ def measure_files(
     measured: dict[str, Measured] = {}
     with AgentClient(device, table.target) as client, tempfile.TemporaryDirectory(prefix="hwnas-anchors-") as folder:
         table.require_target(table.target, client.fingerprint)
-        anchors = {}
-        for number, anchor in enumerate(table.anchors):
-            anchors[f"anchor {anchor.name}"] = path = Path(folder) / f"{number}.onnx"
-            write_graph(space, parse_arch(anchor.name), table.target.batch, path)
+        anchors = write_models(space, table, table.anchors, Path(folder))
         for attempt in range(attempts):
             pending = {name: path for name, path in files.items() if name not in measured or measured[name].refused}
-            names = list(pending)
-            for start in range(0, len(names), GROUP):
-                progress(len(files) - len(names) + start, len(files))
-                company = {name: pending[name] for name in names[start : start + GROUP]}
-                group = client.measure(company, anchors, plan, seed=attempt)
+            done = len(files) - len(pending)
+            for names in split_evenly(list(pending), GROUP):
+                progress(done, len(files))
+                company = {name: pending[name] for name in names}
+                try:
+                    group = client.measure(company, anchors, plan, seed=attempt)
+                except DeviceError:
+                    # A device that stays away fails here again.
+                    client.restart()
+                    group = client.measure(company, anchors, plan, seed=attempt)
+                done += len(names)
                 drift = _drift(group.anchors, table.anchors)
                 for result in group.results:
                     ms, margin = result.ratio * scale, min(1.0, STANDARD_ERRORS * result.standard_error)

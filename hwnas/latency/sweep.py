@@ -32,7 +32,7 @@ from hwnas.latency.estimate import block_features, estimate, estimate_rows, with
 from hwnas.latency.fusion import FusionCounts, contextual
 from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
-from hwnas.latency.measure import anchor_scale
+from hwnas.latency.measure import GROUP, anchor_scale, split_evenly
 from hwnas.latency.rows import measured_rows, node_counts, position_times
 from hwnas.progress import Progress, silent
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
@@ -70,7 +70,7 @@ class SweepConfig:
     networks: int = 0
     fit: int | None = None
     held_out: int | None = None
-    group: int = 16
+    group: int = GROUP
     attempts: int = 5
     seed: int = 0
     plan: Plan = field(default_factory=Plan)
@@ -231,7 +231,7 @@ class _Session:
         wanted = [_arch(row) for row in archs]
         for _ in range(self.config.attempts):
             pending = [arch for arch in wanted if arch not in self.accepted(phase)]
-            for company in _split(pending, self.config.group):
+            for company in split_evenly(pending, self.config.group):
                 self.progress(phase, len(wanted) - len(pending), len(wanted))
                 self._measure_group(phase, company, plan, nodes)
                 pending = [arch for arch in wanted if arch not in self.accepted(phase)]
@@ -363,10 +363,3 @@ def _matrix(models: Sequence[Model]) -> IntMatrix:
 
 def _arch(row: Any) -> Arch:
     return tuple(int(value) for value in row)
-
-
-def _split(archs: Sequence[Arch], size: int) -> Iterator[Sequence[Arch]]:
-    """Groups of almost one size, for every group pays for the anchors."""
-    groups = -(-len(archs) // size)
-    for number in range(groups):
-        yield archs[number * len(archs) // groups : (number + 1) * len(archs) // groups]

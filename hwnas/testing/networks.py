@@ -98,11 +98,11 @@ def _check_operators(space: SearchSpace, arch: Arch, network: nn.Module, name: s
     names = [position.name for position, _ in placed]
     sources = space.sources(arch)
     require(len(sources) == len(placed), f"sources of {name} gives {len(sources)} entries for {len(placed)} blocks")
-    for position, numbers in zip(names, sources, strict=True):
+    for reader, numbers in zip(names, sources, strict=True):
         said = {names[number] if number >= 0 else _IMAGE for number in numbers}
         require(
-            read[position] == said,
-            f"position {position!r} of {name} reads {sorted(read[position])}, sources says {sorted(said)}; "
+            read[reader] == said,
+            f"position {reader!r} of {name} reads {sorted(read[reader])}, sources says {sorted(said)}; "
             "override sources to say what build connects",
         )
     for position, block in placed:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hwnas.errors import PredictorError
 from hwnas.latency.graph import write_graph
-from hwnas.latency.measure import GROUP, Measured, measure_files
+from hwnas.latency.measure import GROUP, Measured, measure_files, split_evenly
 from hwnas.latency.worst import profile_networks
 from hwnas.progress import Progress
 from hwnas.space import SearchSpace, format_arch, parse_arch
@@ -81,15 +81,19 @@ class Session:
         """Architecture -> its measurement in this phase; measures, group by group, what the journal lacks."""
         found = self._measured(phase)
         pending = [network.arch for network in networks if network.arch not in found]
-        for start in range(0, len(pending), GROUP):
-            done = len(networks) - len(pending) + start
+        done = len(networks) - len(pending)
+        for names in split_evenly(pending, GROUP):
             self.progress(phase, done, len(networks))
             begin = time.perf_counter()
-            measured = self._measure_group(pending[start : start + GROUP], done, len(networks))
-            seconds = time.perf_counter() - begin
+            measured = self._measure_group(names, done, len(networks))
             self.journal.append(
-                {"phase": phase, "seconds": seconds, "measured": [asdict(one) for one in measured.values()]}
+                {
+                    "phase": phase,
+                    "seconds": time.perf_counter() - begin,
+                    "measured": [asdict(one) for one in measured.values()],
+                }
             )
+            done += len(names)
         self.progress(phase, len(networks), len(networks))
         return self._measured(phase)
 

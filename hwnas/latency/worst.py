@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hwnas.errors import PredictorError
 from hwnas.latency.graph import write_graph
-from hwnas.latency.measure import anchor_scale
+from hwnas.latency.measure import anchor_scale, write_models
 from hwnas.latency.rows import position_times
 from hwnas.latency.sweep import SweepConfig
 from hwnas.space import Arch, SearchSpace, format_arch, parse_arch
@@ -35,13 +35,10 @@ def profile_networks(
     plan, scale = SweepConfig(plan=plan).node_plan, anchor_scale(table.anchors)
     with AgentClient(device, table.target) as client, tempfile.TemporaryDirectory(prefix="hwnas-worst-") as folder:
         table.require_target(table.target, client.fingerprint)
-        models, anchors = {}, {}
-        for number, arch in enumerate(archs):
-            models[format_arch(arch)] = path = Path(folder) / f"{number}.onnx"
+        anchors = write_models(space, table, table.anchors, Path(folder))
+        models = {format_arch(arch): Path(folder) / f"{number}.onnx" for number, arch in enumerate(archs)}
+        for arch, path in zip(archs, models.values(), strict=True):
             write_graph(space, arch, table.target.batch, path)
-        for number, anchor in enumerate(table.anchors):
-            anchors[f"anchor {anchor.name}"] = path = Path(folder) / f"anchor{number}.onnx"
-            write_graph(space, parse_arch(anchor.name), table.target.batch, path)
         for session in range(SESSIONS):
             if session:
                 client.restart()

@@ -225,12 +225,12 @@ def message(*arguments: str) -> str:
     return str(result.exception)
 
 
-@pytest.mark.parametrize("command", ["profile", "validate"])
+@pytest.mark.parametrize("command", [["profile"], ["profile", "--check"], ["validate"]])
 def test_commands_that_measure_beside_the_table_name_both_versions_and_the_next_step(
-    upgraded: Path, command: str
+    upgraded: Path, command: list[str]
 ) -> None:
     before = upgraded.read_bytes()
-    said = message(command, "upgraded.toml")
+    said = message(*command, "upgraded.toml")
     assert f"onnxruntime is '{OLD}' in the table, '{NEW}' wanted" in said
     assert "hwnas profile --fresh RECIPE" in said
     assert upgraded.read_bytes() == before

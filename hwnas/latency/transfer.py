@@ -57,8 +57,9 @@ class TransferPrior:
 
     `weights` (candidates, parts + 1), see `relatedness.py`, of a device that follows the mean of the sources
     and their `chances` (candidates,),
-    `relative_weights` (candidates, parts + 1) of one that follows a single source. `seed` decides which networks
-    intervals are tried on, so that a fit is a function of its arguments.
+    `relative_weights` (candidates, parts + 1) of one that follows a single source,
+    and `relative_chance` how often that says more. `seed` decides which networks intervals are tried on, so that a fit
+    is a function of its arguments.
     """
 
     pool: Pool
@@ -67,6 +68,7 @@ class TransferPrior:
     weights: FloatMatrix
     chances: FloatVector
     relative_weights: FloatMatrix
+    relative_chance: float
     seed: int
 
     @property
@@ -90,9 +92,11 @@ def learn_prior(pool: Pool, rng: np.random.Generator) -> TransferPrior:
     spread = np.log(pool.source_ms).var(axis=0)
     variance = max(float(np.average(spread, weights=encoder.trust)), 1e-6) if len(spread) else _USUAL_VARIANCE
     start, seed = WEIGHT_MEAN[None], int(rng.integers(2**31))
-    prior = TransferPrior(pool, encoder, variance, start, np.ones(1), start, seed)
+    prior = TransferPrior(pool, encoder, variance, start, np.ones(1), start, 0.5, seed)
     found: list[FloatVector] = []
     chances: list[float] = []
+    relative_wins: list[bool] = []
+    votes: list[float] = []
     relative: defaultdict[int, list[FloatVector]] = defaultdict(list)
     shares: defaultdict[int, float] = defaultdict(float)
     alike = likeness(pool.source_ms)
@@ -100,8 +104,8 @@ def learn_prior(pool: Pool, rng: np.random.Generator) -> TransferPrior:
         for hidden in _relatives(alike[target], target):
             rows = rng.choice(len(pool), min(_LEARN, len(pool)), replace=False)
             known, measured = prior.features(pool.take(rows)), pool.source_ms[rows, target]
-            evidence, _ = _evidence(prior, known.without(hidden), measured)
-            found.append(most_probable(evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN))
+            mean_evidence, _ = _evidence(prior, known.without(hidden), measured)
+            found.append(most_probable(mean_evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN))
             # What a device that resembles none teaches about devices is as little as what it tells of the next.
             chances.append(float(encoder.trust[target]))
             visible = np.setdiff1d(np.arange(len(pool.source_names)), hidden)
@@ -109,6 +113,8 @@ def learn_prior(pool: Pool, rng: np.random.Generator) -> TransferPrior:
                 nearest = replace(known.without(hidden), centre=int(np.argmax(alike[target, visible])))
                 evidence, _ = _evidence(prior, nearest, measured)
                 weights = most_probable(evidence, WEIGHT_MEAN, WEIGHT_SD, WEIGHT_MEAN)
+                relative_wins.append(evidence.factor(weights)[0] > mean_evidence.factor(found[-1])[0])
+                votes.append(float(encoder.trust[target]))
                 relative[len(hidden)].append(weights * encoder.trust[target])
                 shares[len(hidden)] += encoder.trust[target]
     if not found:
@@ -120,6 +126,8 @@ def learn_prior(pool: Pool, rng: np.random.Generator) -> TransferPrior:
         weights=np.array(found),
         chances=np.array(chances) / np.sum(chances),
         relative_weights=np.array(levels or [WEIGHT_MEAN]),
+        # One win and one loss more than seen, so that neither is ruled out.
+        relative_chance=(1 + float(np.dot(relative_wins, votes))) / (2 + sum(votes)),
     )
 
 
@@ -232,11 +240,10 @@ def _posterior(prior: TransferPrior, known: Features, measured_ms: FloatVector) 
         evidence, level = _evidence(prior, around, measured_ms)
         candidates = prior.weights if centre is None else prior.relative_weights
         hypotheses += [Hypothesis(around, evidence, level, weights) for weights in candidates]
-        # The mean and the single sources are as likely as each other beforehand.
         if centre is None:
-            chances += list(np.log(prior.chances))
+            chances += list(np.log(prior.chances * (1 - prior.relative_chance if sources > 1 else 1.0)))
         else:
-            share = known.trust[centre] / known.trust.sum() / len(candidates)
+            share = prior.relative_chance * known.trust[centre] / known.trust.sum() / len(candidates)
             chances += [float(np.log(share))] * len(candidates)
     likelihoods = [one.likelihood() + chance for one, chance in zip(hypotheses, chances, strict=True)]
     parent = int(np.argmax(likelihoods))

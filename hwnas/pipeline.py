@@ -32,6 +32,7 @@ from hwnas.train.loop import TrainConfig, TrainingFailed, train
 from hwnas.train.preprocess import normalise
 from hwnas.zeroshot import compute_scores
 from hwprof.errors import HwprofError
+from hwprof.lock import table_lock
 from hwprof.table import LatencyTable, write_table
 
 
@@ -57,7 +58,8 @@ def profile_stage(run: Run, *, fresh: bool = False) -> ProfileResult:
         run.table.require_target(run.target, run.fingerprint)
         return ProfileResult(path, run.table, True)
     if path.exists():
-        move_aside(path)
+        with table_lock(path):
+            move_aside(path)
     config = SweepConfig(section.networks, section.fit, section.held_out, seed=run.recipe.seed)
     table = profile(run.space, run.target, run.device, path, config, progress=run.progress)
     return ProfileResult(path, table, False)

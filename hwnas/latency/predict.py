@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import MissingRowError, PredictorError, SpaceError
 from hwnas.latency.conformal import Conformal
+from hwnas.latency.contradiction import require_consistent
 from hwnas.latency.fusion import FusionCounts
 from hwnas.latency.index import BlockIndex
 from hwnas.space import IntMatrix, SearchSpace, format_arch, parse_arch
@@ -112,25 +113,41 @@ class TablePredictor:
         return np.hypot(_MEASURED, self.index.total(archs, self._estimated_ms) / predicted_ms)
 
     def _calibrated(self) -> Conformal:
-        held_out = [model for model in self.table.models if model.role == "held-out"]
+        """The errors of the table's own networks: none may contradict its rows, and the held-out ones say the rest."""
+        models = self.table.models
         _require_space(self.space, self.table)
         try:
-            named = [self.space.check(parse_arch(model.name)) for model in held_out]
+            named = [self.space.check(parse_arch(model.name)) for model in models]
         except SpaceError as error:
             raise PredictorError(
                 f"the table was measured with networks of another space than this {self.space.name} ({error}); "
                 "profile this space"
             ) from error
         archs = np.array(named, dtype=np.int64).reshape(len(named), len(self.space.slots))
+        validation = self.table.validation
+        with np.errstate(over="ignore"):  # an absurd row is what is looked for
+            predicted = self._predict(archs)
+            require_consistent(
+                self.index.keys,
+                np.array([self.table.rows[key].ms for key in self.index.keys]),
+                self.index.counts(archs),
+                predicted,
+                np.array([model.ms for model in models]),
+                [model.name for model in models],
+                None if validation is None else validation.max_error,
+            )
+        held_out = np.array([model.role == "held-out" for model in models], dtype=bool)
         # A prediction is for another session than the table's, as the second one was.
-        measured = np.array([model.ms if model.again_ms is None else model.again_ms for model in held_out])
-        predicted = self._predict(archs)
-        return Conformal.of(predicted, measured, self._difficulty(archs, predicted))
+        measured = np.array([model.ms if model.again_ms is None else model.again_ms for model in models])
+        difficulty = self._difficulty(archs, predicted)
+        return Conformal.of(predicted[held_out], measured[held_out], difficulty[held_out])
 
 
 def _require_space(space: SearchSpace, table: LatencyTable) -> None:
     # The option indices of the table's networks mean nothing in a space of other arguments.
-    measured: dict[str, Any] = table.provenance.get("space", {})
+    measured = table.provenance.get("space", {})
+    if not isinstance(measured, dict):
+        raise PredictorError(f"the latency table's provenance says space = {measured!r}, no space; profile again")
     wanted = json.loads(json.dumps({"name": space.name, **space.config}))
     differences = [
         f"{name} is {measured[name]!r} in the table, {wanted.get(name)!r} wanted"

@@ -12,6 +12,7 @@ goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 import sys
@@ -114,12 +115,13 @@ def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) 
     quick = config.networks > 0
     wanted = FIT[quick] + FIT_PER_FUSION * len(fusions) if config.fit is None else config.fit
     held_out = HELD_OUT[quick] if config.held_out is None else config.held_out
-    # Half of the networks to fit are spread from the smallest to the largest, where searches end; validation is on
-    # networks drawn uniformly.
-    spread = distinct_archs(spread_archs(space, 10 * wanted, rng), wanted // 2, exclude=anchors)
+    # Half of them are spread from the smallest to the largest, where searches end; half are drawn uniformly.
+    spread = distinct_archs(
+        spread_archs(space, 10 * (wanted + held_out), rng), (wanted + held_out) // 2, exclude=anchors
+    )
     taken = np.concatenate([anchors, spread])
-    uniform = random_archs(space, wanted - len(spread) + held_out, rng, exclude=taken)
-    whole = np.concatenate([spread, uniform])
+    uniform = random_archs(space, wanted + held_out - len(spread), rng, exclude=taken)
+    whole = rng.permutation(np.concatenate([spread, uniform]))
     fit = max(3, len(whole) * wanted // (wanted + held_out))
     taken = np.concatenate([anchors, whole])
     if quick:
@@ -190,11 +192,12 @@ class _Session:
         self.anchors = [_arch(row) for row in anchors]
         self.client = AgentClient(device, target)
         self._path = path
-        self._graphs = tempfile.TemporaryDirectory(prefix="hwnas-graphs-")
+        self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> _Session:
-        try:
-            self.client.__enter__()
+        with contextlib.ExitStack() as stack:
+            self._graphs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hwnas-graphs-")))
+            stack.enter_context(self.client)
             self.journal = Journal(
                 self._path.with_suffix(".journal"),
                 {
@@ -204,14 +207,12 @@ class _Session:
                     "config": asdict(self.config),
                 },
             )
-        except BaseException:
-            self.__exit__()
-            raise
+            stack.callback(self.journal.close)
+            self._cleanup = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.client.close()
-        self._graphs.cleanup()
+        self._cleanup.close()
 
     def restart(self) -> None:
         """A new agent process: another session as far as caches, memory layout and time go."""
@@ -270,7 +271,7 @@ class _Session:
 
     def _graph(self, arch: Arch) -> Path:
         digest = hashlib.sha256(format_arch(arch).encode()).hexdigest()[:16]  # an architecture can be a long name
-        path = Path(self._graphs.name) / f"{'anchor' if arch in self.anchors else 'model'}-{digest}.onnx"
+        path = self._graphs / f"{'anchor' if arch in self.anchors else 'model'}-{digest}.onnx"
         if not path.exists():
             write_graph(self.space, arch, self.target.batch, path)
         return path

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 from hwprof import __version__, host
 from hwprof.errors import HwprofError, MeasurementError, TargetError
+from hwprof.lock import machine_lock
 from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime
 from hwprof.target import Target, plan_from_json, target_from_json
 from hwprof.timing import GroupTiming, interquartile_mean, time_group
@@ -87,7 +88,9 @@ class Agent:
                 }
             )
         elif job.get("job") == "group":
-            self._group(job)
+            # Two profiles on one machine take turns, group by group: they would measure each other.
+            with machine_lock(lambda holder: self._send({"event": "waiting", "holder": holder})):
+                self._group(job)
         else:
             raise TargetError(f"unknown job {job.get('job')!r}; known: open, group")
 

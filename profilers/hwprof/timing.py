@@ -8,6 +8,7 @@ anchors' reference time turns ratios into milliseconds.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -20,6 +21,9 @@ from hwprof.target import Plan
 
 # A visit whose wall time exceeds its CPU time by more than this was interrupted; then CPU time is the better clock.
 INTERRUPTED = 1.05
+# CPU time of one thread cannot exceed wall time, but for what it takes to read the clocks.
+CONTRADICTED = 1.1
+CLOCK_NS = 10_000
 
 
 class Session(Protocol):
@@ -39,13 +43,20 @@ class Clock:
 
 @dataclass(frozen=True)
 class Visit:
-    """The timed runs of one model in one sweep; times are medians over the runs."""
+    """The timed runs of one model in one sweep; times are medians over the runs.
+
+    `tick_ms` and `cpu_tick_ms` are the steps in which the clocks were seen to move, 0 if finely; `contradicted` is
+    whether the CPU worked for longer than time passed.
+    """
 
     ms: float
     wall_ms: float
     interrupted: bool
     runs: int
     warmup_runs: int
+    tick_ms: float = 0.0
+    cpu_tick_ms: float = 0.0
+    contradicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,23 @@ class GroupTiming:
             ratios=tuple(ratios),
             wall_ms=statistics.median(visit.wall_ms for visit in visits),
             interrupted=sum(visit.interrupted for visit in visits) / len(visits),
-            refused=refusal(ratio, error, spread, self.drift(), plan),
+            refused=self._broken_clock(name, plan) or refusal(ratio, error, spread, self.drift(), plan),
         )
+
+    def _broken_clock(self, name: str, plan: Plan) -> str | None:
+        """Why the clocks' readings of a model, or of the anchors beside it, cannot be believed; None if they can."""
+        for each in (name, *self.anchors):
+            visits = self.visits.get(each, [])
+            if 2 * sum(visit.contradicted for visit in visits) > len(visits):
+                return "the CPU worked for longer than time passed: the timer is broken, or other threads run"
+            coarse = [visit.tick_ms for visit in visits if visit.tick_ms > plan.max_standard_error * visit.ms]
+            # A speed that changes within a visit can look like one step, but not twice.
+            if len(coarse) > 1:
+                return f"the clock moves in steps of {max(coarse):.3g} ms: too coarse for what is measured"
+            blind = any(visit.cpu_tick_ms > plan.max_standard_error * visit.ms for visit in visits)
+            if blind and any(visit.interrupted for visit in visits):
+                return "the machine is busy, and its CPU clock is too coarse to tell for how long"
+        return None
 
 
 def time_group(
@@ -143,9 +169,26 @@ def _visit(session: Session, plan: Plan, clock: Clock) -> Visit:
     wall_ms = statistics.median(walls) * 1e-6
     cpu_ms = statistics.median(cpus) * 1e-6
     # A CPU clock too coarse to see a run (Windows: 16 ms) tells nothing about it.
-    interrupted = cpu_ms > 0 and sum(walls) > INTERRUPTED * sum(cpus)
-    ms = cpu_ms if interrupted else wall_ms
-    return Visit(ms, wall_ms, interrupted, len(walls), plan.warmup_runs)
+    cpu_tick_ms = tick(cpus) * 1e-6
+    seen = cpu_ms > 0 and cpu_tick_ms <= plan.max_standard_error * cpu_ms
+    interrupted = seen and sum(walls) > INTERRUPTED * sum(cpus)
+    return Visit(
+        ms=cpu_ms if interrupted else wall_ms,
+        wall_ms=wall_ms,
+        interrupted=interrupted,
+        runs=len(walls),
+        warmup_runs=plan.warmup_runs,
+        tick_ms=0.0 if interrupted else tick(walls) * 1e-6,
+        cpu_tick_ms=cpu_tick_ms,
+        contradicted=seen and sum(cpus) > CONTRADICTED * sum(walls) + CLOCK_NS * len(walls),
+    )
+
+
+def tick(readings: Sequence[int]) -> int:
+    """The step in ns in which a clock moves, if differing readings are all multiples of one; 0 for a fine clock."""
+    ordered = sorted(readings)
+    step = min((after - before for before, after in itertools.pairwise(ordered) if after > before), default=0)
+    return step if step and all(reading % step == 0 for reading in readings) else 0
 
 
 def refusal(ratio: float, error: float, spread: float, drift: float, plan: Plan) -> str | None:

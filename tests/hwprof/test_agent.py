@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -356,3 +357,49 @@ def test_the_inventory_lists_what_is_ready_and_why_not(monkeypatch: pytest.Monke
     (gone,) = inventory.reachable("local", ScriptDevice("raise SystemExit('asleep')"))
     assert "asleep" in gone["state"]
     assert gone["machine"] == "unknown"
+
+
+TURNS = """
+import os
+import time
+from hwprof.timing import Clock
+
+class Model:
+    def __init__(self, path):
+        self.path = path
+    def run(self):
+        with open(self.path, "a") as file:
+            file.write(f"{time.monotonic_ns()} {os.getpid()}\\n")
+        time.sleep(0.002)
+    def close(self):
+        return None
+
+class Fake:
+    def versions(self):
+        return {"fake": "1"}
+    def clock(self, target):
+        return Clock(cpu=None)
+    def load(self, path, target, *, profile_nodes):
+        return Model(path)
+"""
+
+
+def test_two_profiles_on_one_machine_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    device, runs, groups = runtime_device(TURNS, tmp_path), tmp_path / "runs", 3
+
+    def profile() -> None:
+        with AgentClient(device, Target(runtime="fake")) as client:
+            for _ in range(groups):
+                client.measure({"m": runs}, {}, PLAN)
+
+    threads = [threading.Thread(target=profile) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    agents = [line.split()[1] for line in sorted(runs.read_text().splitlines())]
+    assert len(set(agents)) == 2
+    # While a group is measured, the other agent runs nothing: it is heard again only when a group has ended.
+    assert sum(one != other for one, other in itertools.pairwise(agents)) < 2 * groups

@@ -152,3 +152,38 @@ def test_what_each_fault_ends_in(fault: dict[str, Any], reason: tuple[str, ...] 
         assert timing.refused is not None
         assert timing.refused.startswith(reason)
     require_right_or_refused(timing)
+
+
+ticks = st.just(0.0) | st.floats(0.0001, 40.0)
+
+
+@given(ticks, ticks, st.integers(0, 10**6), st.sampled_from([0.001, 0.02]))
+def test_clocks_that_tick_coarsely_give_the_right_ratio_or_a_reason(
+    wall_tick_ms: float, cpu_tick_ms: float, seed: int, noise: float
+) -> None:
+    """The median of readings of a coarse clock is a whole number of ticks, the same in all sweeps: wrong, and sure."""
+    machine = noisy(seed, noise)
+    clock = machine.faulty_clock(wall_tick_ms=wall_tick_ms, cpu_tick_ms=cpu_tick_ms)
+    require_right_or_refused(measured(machine, clock)[1], near=0.03)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"wall_tick_ms": 1.0}, "the clock moves in steps of 1 ms"),
+        ({"wall_tick_ms": 15.625}, "the "),
+        ({"step_ms": lambda: -0.25}, "the CPU worked for longer than time passed"),
+        ({"jumps": [(at, -1.0) for at in range(2000)]}, "the CPU worked for longer than time passed"),
+        ({"cpu_tick_ms": 15.625}, None),
+        ({"step_ms": lambda: 0.25}, None),
+    ],
+)
+def test_clocks_that_contradict_themselves_are_refused(fault: dict[str, Any], reason: str | None) -> None:
+    machine = noisy(3, 0.003)
+    timing = measured(machine, machine.faulty_clock(**fault))[1]
+    if reason is not None:
+        assert timing.refused is not None
+        assert timing.refused.startswith(reason)
+    else:
+        assert timing.refused is None
+        assert timing.ratio == pytest.approx(RATIO, rel=0.02)

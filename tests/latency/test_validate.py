@@ -85,7 +85,8 @@ class World:
 
     def true_ms(self, archs: Any) -> np.ndarray:
         rows = {key: replace(row, ms=row.ms * self.slow.get(key, 1.0)) for key, row in self.table.rows.items()}
-        return self.factor * TablePredictor(SPACE, replace(self.table, rows=rows)).predict_ms(archs)
+        truth = replace(self.table, rows=rows, models=())  # its networks are those of the table, not of this world
+        return self.factor * TablePredictor(SPACE, truth).predict_ms(archs)
 
     def measure_files(self, files: dict[str, Path], *_: Any, plan: Plan) -> dict[str, Measured]:
         if self.dies_at == len(self.calls):

@@ -81,8 +81,14 @@ class OnnxModel:
     def close(self) -> NodeProfile | None:
         if self._folder is None:
             return None
-        events = json.loads(Path(self._session.end_profiling()).read_text())
-        self._folder.cleanup()
+        try:
+            events = json.loads(Path(self._session.end_profiling()).read_text())
+        except ValueError as error:
+            raise MeasurementError(
+                f"the node profile in {self._folder.name} is incomplete ({error}): is the disk full? Free some space"
+            ) from error
+        finally:
+            self._folder.cleanup()
         return _node_profile(events)
 
 

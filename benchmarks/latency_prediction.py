@@ -58,7 +58,7 @@ def speed(run: Run, path: Path, repeats: int = 7) -> dict[str, float]:
 
     def construct() -> None:
         fresh = Run(run.recipe, run.recipe_text)
-        fresh.space, fresh.table = run.space, run.table
+        fresh.space, fresh.table, fresh.table_path = run.space, run.table, path
         _ = fresh.predictor
 
     reading, making = (

@@ -22,7 +22,7 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from rich.text import Text
 
-from hwnas import __version__, table_commands
+from hwnas import __version__, table_commands, transfer_command
 from hwnas.errors import HwnasError
 from hwprof.errors import HwprofError
 
@@ -304,6 +304,7 @@ def spaces(
 
 app.command("import", epilog=table_commands.IMPORT_EXAMPLE)(table_commands.import_table)
 app.command(epilog=table_commands.MERGE_EXAMPLE)(table_commands.merge)
+app.command(epilog=transfer_command.TRANSFER_EXAMPLE)(transfer_command.transfer)
 
 
 def _version(wanted: bool) -> None:

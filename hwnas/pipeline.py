@@ -12,7 +12,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 
-from hwnas.errors import DataError, RunError
+from hwnas.errors import DataError, PredictorError, RunError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.onnx import export_onnx, write_onnx
 from hwnas.export.verify import Verification, verify_onnx
@@ -247,7 +247,7 @@ def export_stage(run: Run) -> RunSummary:
                     progress=lambda done, total: run.progress("measure exported files", done, total),
                 )
             }
-        except HwprofError as error:
+        except (HwprofError, PredictorError) as error:  # no such device here, or a table without anchors
             # The files are good; that they could not be measured here is said in their place.
             measured = dict.fromkeys(files, str(error))
             warnings.append(f"the exported files were not measured: {error}")

@@ -21,6 +21,7 @@ from pathlib import Path
 import optuna
 
 from hwnas.errors import RunError
+from hwnas.latency.fewshot import TransferPredictor, make_predictor
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import TablePredictor
 from hwnas.progress import Progress, silent
@@ -132,8 +133,8 @@ class Run:
         return table
 
     @cached_property
-    def predictor(self) -> TablePredictor:
-        return TablePredictor(self.space, self.table)
+    def predictor(self) -> TablePredictor | TransferPredictor:
+        return make_predictor(self.space, self.table, self.table_path.parent)
 
     def searched_ms(self, archs: IntMatrix) -> FloatVector:
         """(n, slots) -> (n,) the latency that is searched and limited: predicted, or its upper bound."""

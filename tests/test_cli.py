@@ -15,7 +15,10 @@ from hwnas.errors import HwnasError
 from hwnas.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("profile", "validate", "search", "export", "run", "report", "new", "devices", "spaces", "import", "merge")
+COMMANDS = (
+    *("profile", "validate", "search", "export", "run", "report"),
+    *("new", "devices", "spaces", "import", "merge", "transfer"),
+)
 runner = CliRunner()
 
 

@@ -31,7 +31,9 @@ MAY_IMPORT = {
     "validating": BELOW_PIPELINE | {"recipe", "run"},
     "testing": BELOW_PIPELINE | {"recipe", "run", "pipeline"},
     "table_commands": BELOW_PIPELINE,
-    "cli": BELOW_PIPELINE | {"recipe", "run", "pipeline", "testing", "table_commands", "validating"},
+    "transfer_command": BELOW_PIPELINE | {"recipe", "run"},
+    "cli": BELOW_PIPELINE
+    | {"recipe", "run", "pipeline", "testing", "table_commands", "transfer_command", "validating"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for

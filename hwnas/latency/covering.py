@@ -14,7 +14,6 @@ BoolVector = NDArray[np.bool_]
 # Local search over one position at a time: it settles after two passes, more change nothing.
 PASSES = 2
 MAX_TRIALS = 256
-ANCHORS = 5
 # Random networks around each wanted block: `canonical` can take the block out of some of them.
 STARTS = 32
 
@@ -85,8 +84,8 @@ def _gain(index: BlockIndex, archs: IntMatrix, seen: BoolVector) -> NDArray[np.i
     return gain
 
 
-def anchor_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator) -> IntMatrix:
-    """(5, slots): networks from small to large (by MACs, out of a random sample); fewer in a tiny space.
+def anchor_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator, n: int = 5) -> IntMatrix:
+    """(n, slots): networks from small to large (by MACs, out of a random sample); fewer in a tiny space.
 
     A single network's time shifts by a per cent with where its weights happen to lie in memory; the geometric mean of
     five shifts by half of that, and all numbers of a session with it.
@@ -94,7 +93,7 @@ def anchor_archs(space: SearchSpace, index: BlockIndex, rng: np.random.Generator
     sample = unique_archs(space.sample(256, rng))
     macs = index.total(sample, index.costs(np.array([block.macs for block in index.blocks], dtype=float)))
     order = np.argsort(macs, kind="stable")
-    return sample[order[np.unique(np.rint(np.linspace(0.1, 0.9, ANCHORS) * (len(order) - 1)).astype(np.int64))]]
+    return sample[order[np.unique(np.rint(np.linspace(0.1, 0.9, n) * (len(order) - 1)).astype(np.int64))]]
 
 
 def spread_archs(space: SearchSpace, n: int, rng: np.random.Generator) -> IntMatrix:

@@ -115,7 +115,7 @@ class TablePredictor:
     def _calibrated(self) -> Conformal:
         """The errors of the table's own networks: none may contradict its rows, and the held-out ones say the rest."""
         models = self.table.models
-        _require_space(self.space, self.table)
+        require_space(self.space, self.table)
         try:
             named = [self.space.check(parse_arch(model.name)) for model in models]
         except SpaceError as error:
@@ -143,7 +143,7 @@ class TablePredictor:
         return Conformal.of(predicted[held_out], measured[held_out], difficulty[held_out])
 
 
-def _require_space(space: SearchSpace, table: LatencyTable) -> None:
+def require_space(space: SearchSpace, table: LatencyTable) -> None:
     # The option indices of the table's networks mean nothing in a space of other arguments.
     measured = table.provenance.get("space", {})
     if not isinstance(measured, dict):

@@ -46,9 +46,9 @@ from hwprof.target import Plan, Target, to_json
 
 # A small space is covered by a few networks, but a block's time in two or three of them is little evidence.
 LEAST_PROFILED = 16
-# Networks to fit and to validate unless the recipe says: (of a full table, of a quick one). Nine held-out networks are
-# what an interval of 90% needs.
-FIT, HELD_OUT = (48, 20), (24, 10)
+# Anchors, and networks to fit and to validate unless the recipe says: (of a full table, of a quick one). Nine held-out
+# networks are what an interval of 90% needs.
+ANCHORS, FIT, HELD_OUT = (5, 3), (48, 16), (24, 9)
 # Each kind of fusion is one more unknown to be learnt from the networks to fit.
 FIT_PER_FUSION = 2
 # Networks in which fusions that depend on the architecture are looked for.
@@ -110,9 +110,9 @@ class Selection:
 def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) -> Selection:
     """Choose the networks by seed alone, so that a restarted profile chooses the same."""
     rng = np.random.default_rng(config.seed)
-    anchors = anchor_archs(space, index, rng)
-    fusions = contextual(space, space.sample(LOOKED_AT, rng))
     quick = config.networks > 0
+    anchors = anchor_archs(space, index, rng, ANCHORS[quick])
+    fusions = contextual(space, space.sample(LOOKED_AT, rng))
     wanted = FIT[quick] + FIT_PER_FUSION * len(fusions) if config.fit is None else config.fit
     held_out = HELD_OUT[quick] if config.held_out is None else config.held_out
     # Half of them are spread from the smallest to the largest, where searches end; half are drawn uniformly.

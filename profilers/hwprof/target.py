@@ -48,9 +48,9 @@ class Plan:
     sweeps: int = 7
     max_sweeps: int = 21
     warmup_runs: int = 1
-    min_runs: int = 3
+    min_runs: int = 2
     max_runs: int = 40
-    visit_ms: float = 12.0
+    visit_ms: float = 8.0
     max_standard_error: float = 0.02
     max_spread: float = 0.10
     max_drift: float = 0.10

@@ -12,6 +12,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 
+from hwnas.confirm import confirmed
 from hwnas.errors import DataError, PredictorError, RunError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.onnx import export_onnx, write_onnx
@@ -79,13 +80,16 @@ def check_stage(run: Run) -> Check:
 def search_stage(run: Run) -> list[Arch]:
     """Score architectures, train the finalists, and give the front of the trained, fastest first.
 
-    Everything evaluated is a trial of the run's journal; what is recorded there is not evaluated again. Raises
-    InfeasibleError if nothing keeps the latency limit, RunError if every training failed.
+    Everything evaluated is a trial of the run's journal; what is recorded there is not evaluated again. Finalists are
+    measured before they are trained, those above the limit left out. Raises InfeasibleError if nothing keeps the
+    latency limit, PredictorError if nothing measured does, RunError if every training failed.
     """
     run.open_folder()
     _check_data(run)
     with run.timed("score"):
-        finalists = _finalists(run)
+        _score_networks(run)
+    with run.timed("confirm"):
+        finalists = confirmed(run, lambda rejected: _finalists(run, rejected))
     with run.timed("train"):
         for number, arch in enumerate(finalists):
             _train(run, arch, f"train network {number + 1} of {len(finalists)}")
@@ -116,7 +120,8 @@ def trained_front(run: Run) -> list[Arch]:
     return sorted(front, key=lambda arch: trials[arch].values[1])
 
 
-def _finalists(run: Run) -> list[Arch]:
+def _score_networks(run: Run) -> None:
+    """Score as many architectures as the recipe says, all within the limits; what is recorded counts."""
     section, objectives = run.recipe.search, score_objectives(run)
     study = score_study(run)
     stage = f"score networks ({section.score})"
@@ -142,10 +147,14 @@ def _finalists(run: Run) -> list[Arch]:
             run.progress(stage, done, section.evaluations)
             trial, arch = ask_arch(study, run.space, lambda archs: run.searched_ms(archs) <= limit)
             _score(run, study, arch, trial)
-    scored = recorded(study)
+
+
+def _finalists(run: Run, rejected: set[Arch]) -> list[Arch]:
+    """The scored architectures to train, spread over the front of those that are not `rejected`."""
+    scored = {arch: trial for arch, trial in recorded(score_study(run)).items() if arch not in rejected}
     archs = list(scored)
     values = np.array([scored[arch].values for arch in archs]).reshape(len(archs), 2)
-    return [archs[row] for row in choose_finalists(values, objectives, section.finalists)]
+    return [archs[row] for row in choose_finalists(values, score_objectives(run), run.recipe.search.finalists)]
 
 
 def _score(run: Run, study: optuna.Study, arch: Arch, trial: optuna.Trial | None) -> float | None:

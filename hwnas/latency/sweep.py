@@ -344,6 +344,12 @@ def _anchor_models(session: _Session, records: Sequence[Record]) -> Iterator[Mod
 
 def _provenance(session: _Session, records: Sequence[Record], profiled: int) -> dict[str, Any]:
     drift = [float(np.median(record["anchor_ms"])) for record in records]
+    refusals = [
+        f"{record['phase']}, {result['name']}: {result['refused']}"
+        for record in records
+        for result in record["results"]
+        if result["refused"]
+    ]
     return {
         "hwnas": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -351,9 +357,11 @@ def _provenance(session: _Session, records: Sequence[Record], profiled: int) -> 
         "space": {"name": session.space.name, **session.space.config},
         "profiled_networks": profiled,
         "device_seconds": round(sum(record["seconds"] for record in records), 1),
-        "refused": sum(bool(result["refused"]) for record in records for result in record["results"]),
+        "refused": len(refusals),
+        "refusals": refusals,
         "anchor_range": round(max(drift) / min(drift) - 1, 4),
         "stolen_seconds": round(sum(record["stolen_seconds"] for record in records), 2),
+        "involuntary_switches": sum(record["involuntary_switches"] for record in records),
         "state": records[-1]["state"],
     }
 

@@ -307,6 +307,7 @@ def test_a_refused_network_is_tried_again_in_other_company(
     spy.change = refuse_first
     table = run(space, tmp_path)
     assert table.provenance["refused"] == 2
+    assert [entry.endswith(": busy") for entry in table.provenance["refusals"]] == [True, True]
     # Two profiled networks, one of them again; seven whole ones, the refused one again.
     assert [models for models, _ in spy.groups[:6]] == [2, 1, 2, 2, 3, 1]
     assert table.validation is not None

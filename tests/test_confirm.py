@@ -1,0 +1,103 @@
+"""Finalists measured before training, on a device of a test's making."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hwnas import confirm
+from hwnas.confirm import ROUNDS, confirmed
+from hwnas.errors import InfeasibleError, RunError
+from hwnas.latency.measure import Measured
+from hwnas.space import format_arch
+from hwnas.spaces.nasbench201 import NasBench201Space
+from hwprof.errors import DeviceError
+from hwprof.target import Target
+
+SPACE = NasBench201Space(channels=4, cells=1, resolution=8)
+ARCHS = [SPACE.check((0, 0, 0, op, 0, 0)) for op in (1, 2, 3, 4)] + [
+    SPACE.check((3, 3, 3, 3, 3, op)) for op in range(1, 5)
+]
+
+
+class World:
+    """What networks take here; `calls` are those measured, in order."""
+
+    def __init__(self, ms: Mapping[Any, float], refused: tuple[Any, ...] = (), dead: bool = False) -> None:
+        self.ms, self.refused, self.dead = ms, refused, dead
+        self.calls: list[list[Any]] = []
+
+    def measure_files(self, files: Mapping[str, Path], *_: Any, progress: Any) -> dict[str, Measured]:
+        if self.dead:
+            raise DeviceError("the device is gone")
+        assert all(path.exists() for path in files.values())
+        self.calls.append([tuple(map(int, name.split("-"))) for name in files])
+        found = {}
+        for arch in self.calls[-1]:
+            reason = "busy" if arch in self.refused else None
+            found[format_arch(arch)] = Measured("", self.ms[arch], 0, 0, 0, 0, reason)
+        return found
+
+
+def run_in(folder: Path, limit: float | None = 1.0, table: str | None = None) -> Any:
+    return SimpleNamespace(
+        folder=folder,
+        space=SPACE,
+        table=None,
+        device=None,
+        target=Target(),
+        progress=lambda *_: None,
+        network_name=lambda arch: "net-" + format_arch(arch),
+        recipe=SimpleNamespace(search=SimpleNamespace(latency=limit), profile=SimpleNamespace(table=table)),
+    )
+
+
+def first_two(rejected: set[Any]) -> list[Any]:
+    return [arch for arch in ARCHS if arch not in rejected][:2]
+
+
+def test_who_is_above_the_limit_makes_room_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(dict(zip(ARCHS, (1.1, 0.9, 1.2, 0.5, 1, 1, 1, 1), strict=True)))
+    monkeypatch.setattr(confirm, "measure_files", world.measure_files)
+    assert confirmed(run_in(tmp_path), first_two) == [ARCHS[1], ARCHS[3]]
+    assert world.calls == [ARCHS[:2], [ARCHS[2]], [ARCHS[3]]]
+    assert json.loads((tmp_path / "confirmed.json").read_text())[format_arch(ARCHS[0])] == 1.1
+    # Again, as after a kill: the same finalists, nothing measured anew.
+    assert confirmed(run_in(tmp_path), first_two) == [ARCHS[1], ARCHS[3]]
+    assert len(world.calls) == 3
+
+
+def test_refused_and_absent_measurements_leave_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(dict.fromkeys(ARCHS, 2.0), refused=tuple(ARCHS))
+    monkeypatch.setattr(confirm, "measure_files", world.measure_files)
+    assert confirmed(run_in(tmp_path), first_two) == ARCHS[:2]
+    world = World({}, dead=True)
+    monkeypatch.setattr(confirm, "measure_files", world.measure_files)
+    assert confirmed(run_in(tmp_path / "other"), first_two) == ARCHS[:2]
+
+
+def test_without_a_limit_or_a_device_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confirm, "measure_files", None)
+    assert confirmed(run_in(tmp_path, limit=None), first_two) == ARCHS[:2]
+    assert confirmed(run_in(tmp_path, table="elsewhere.json"), first_two) == ARCHS[:2]
+
+
+def test_the_rounds_are_bounded_and_nothing_within_the_limit_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(dict.fromkeys(ARCHS, 1.5))
+    monkeypatch.setattr(confirm, "measure_files", world.measure_files)
+    with pytest.raises(InfeasibleError, match=r"all \d finalists were measured above the limit of 1 ms .*took 1.5 ms"):
+        confirmed(run_in(tmp_path), lambda rejected: [arch for arch in ARCHS if arch not in rejected][:1])
+    assert len(world.calls) == ROUNDS
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "confirmed.json").write_text("{")
+    with pytest.raises(RunError, match=r"confirmed\.json is damaged"):
+        confirmed(run_in(tmp_path), first_two)

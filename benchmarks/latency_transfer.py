@@ -29,8 +29,8 @@ from rich.table import Table
 from scipy.stats import ConstantInputWarning, spearmanr
 
 from hwnas.errors import DataError, HwnasError
+from hwnas.latency.features import one_hot
 from hwnas.latency.pool import Pool
-from hwnas.latency.relatedness import one_hot
 from hwnas.latency.shots import choose_shots
 from hwnas.latency.transfer import fit_transfer, learn_prior
 

@@ -1,12 +1,12 @@
 """How alike the latencies of two architectures are on a device that was never seen: the covariance behind transfer.
 
-A device's log latency over a space is taken as a draw of a Gaussian process. Its covariance is a sum of parts that each
-say one way in which devices differ (Rasmussen and Williams 2006, chapter 4): how fast the device is, how strongly it
-follows the source devices' mean (or one of them), in which directions sources differ from that, anything smooth in
-the latencies of the sources, one cost per option of a slot, costs of combinations of options, and how often each option
-occurs, wherever it stands (which is what a device with a fixed cost per operator sees) or about where it stands. How
-much of each there is, and how much noise, are the `weights`: natural logarithms, as parts of the variance of the source
-devices' log latencies.
+A device's latency over a space, on the scale of `scale.py`, is taken as a draw of a Gaussian process. Its covariance is
+a sum of parts that each say one way in which devices differ (Rasmussen and Williams 2006, chapter 4): how fast the
+device is, how strongly it follows the source devices' mean (or one of them), in which directions sources differ from
+that, anything smooth in the latencies of the sources, one cost per option of a slot, costs of combinations of options,
+and how often each option occurs, wherever it stands (which is what a device with a fixed cost per operator sees) or
+about where it stands. How much of each there is, and how much noise, are the `weights`: natural logarithms, as parts of
+the variance of the source devices' latencies on their scales.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 from scipy.optimize import minimize
 
-from hwnas.space import IntMatrix
-
-FloatVector = NDArray[np.float64]
-FloatMatrix = NDArray[np.float64]
+from hwnas.latency.features import Features, FloatMatrix, FloatVector
 
 PARTS = ("speed", "mean", "directions", "smooth", "additive", "combined", "counts", "smooth counts", "placed")
 # Where the weights of the parts, and of the noise, are sought: a normal prior wide enough for factors of 50 either way.
@@ -30,146 +26,6 @@ WEIGHT_MEAN = np.log([100.0, 0.1, 0.3, 0.1, 0.1, 0.03, 0.1, 0.03, 0.1, 0.01])
 WEIGHT_SD = np.array([0.01, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
 # Degrees of freedom of the noise: the usual choice where a few measurements in a hundred are far off.
 _FREEDOM = 4.0
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the covariance reads of n architectures.
-
-    `source` (n, sources) centred logs times `trust` (sources,), `onehot` (n, all options) centred, `counts` (n, kinds)
-    how often each option occurs and `placed` (n, all options) about where, both centred and scaled to a mean square of
-    one. `centre`: the source that a device is expected to follow, None for the mean of all.
-    """
-
-    source: FloatMatrix
-    trust: FloatVector
-    onehot: FloatMatrix
-    counts: FloatMatrix
-    placed: FloatMatrix
-    centre: int | None = None
-
-    def rows(self, rows: IntMatrix) -> Features:
-        """The features of some of the architectures."""
-        return Features(
-            self.source[rows], self.trust, self.onehot[rows], self.counts[rows], self.placed[rows], self.centre
-        )
-
-    def without(self, sources: IntMatrix) -> Features:
-        """The same architectures as if some source devices were not known."""
-        source, trust = np.delete(self.source, sources, axis=1), np.delete(self.trust, sources)
-        return Features(source, trust, self.onehot, self.counts, self.placed)
-
-    @property
-    def mean(self) -> FloatVector:
-        """(n,) log latency on the device that is expected to be followed, centred."""
-        if self.centre is not None:
-            return np.asarray(self.source[:, self.centre] / self.trust[self.centre])
-        return np.asarray(self.source.sum(axis=1) / self.many)
-
-    @property
-    def directions(self) -> FloatMatrix:
-        """(n, sources) how each source differs from that."""
-        return np.asarray(self.source - self.mean[:, None] * self.trust)
-
-    @property
-    def many(self) -> float:
-        """How many sources there are, each counted by its trust; 1 where there is none."""
-        return float(self.trust.sum()) or 1.0
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Turns architectures and source latencies into `Features`, on the scales of the pool it was made for."""
-
-    options: IntMatrix
-    source_mean: FloatVector
-    trust: FloatVector
-    onehot_mean: FloatVector
-    count_mean: FloatVector
-    count_scale: float
-    placed_mean: FloatVector
-    placed_scale: float
-
-    def __call__(self, archs: IntMatrix, source_ms: FloatMatrix) -> Features:
-        """(n, slots) int, (n, sources) ms -> Features of the n architectures."""
-        return Features(
-            (np.log(source_ms) - self.source_mean) * self.trust,
-            self.trust,
-            one_hot(archs, self.options) - self.onehot_mean,
-            (option_counts(archs, self.options) - self.count_mean) / self.count_scale,
-            (option_places(archs, self.options) - self.placed_mean) / self.placed_scale,
-        )
-
-
-def encoder_of(archs: IntMatrix, options: IntMatrix, source_ms: FloatMatrix) -> Encoder:
-    """The encoder whose scales are those of these architectures."""
-    counts, placed = option_counts(archs, options), option_places(archs, options)
-    return Encoder(
-        options,
-        np.log(source_ms).mean(axis=0),
-        trust(source_ms),
-        one_hot(archs, options).mean(axis=0),
-        counts.mean(axis=0),
-        _scale(counts),
-        placed.mean(axis=0),
-        _scale(placed),
-    )
-
-
-def likeness(source_ms: FloatMatrix) -> FloatMatrix:
-    """(sources, sources) correlations of the log latencies; 0 where one is constant."""
-    log = np.log(source_ms)
-    log = (log - log.mean(axis=0)) / np.maximum(log.std(axis=0), 1e-12)
-    return np.asarray(log.T @ log / len(log))
-
-
-def trust(source_ms: FloatMatrix) -> FloatVector:
-    """(sources,) how much each source is let say: the part of its log latency's variance that some other explains.
-
-    A device that resembles no other tells little about the next one. Two cannot outvote each other.
-    """
-    count = source_ms.shape[1]
-    if count < 3:
-        return np.ones(count)
-    alike = np.where(np.eye(count, dtype=bool), 0.0, likeness(source_ms))
-    # The floor keeps a source that resembles none from counting for nothing at all.
-    return np.asarray(np.clip(alike.max(axis=1), 0.03, 1.0) ** 2)
-
-
-def one_hot(archs: IntMatrix, options: IntMatrix) -> FloatMatrix:
-    """(n, slots) int -> (n, sum of options)."""
-    offsets = np.concatenate([[0], np.cumsum(options)])
-    found = np.zeros((len(archs), int(offsets[-1])))
-    np.put_along_axis(found, archs + offsets[:-1], 1.0, axis=1)
-    return found
-
-
-def option_counts(archs: IntMatrix, options: IntMatrix) -> FloatMatrix:
-    """(n, slots) int -> (n, kinds): how often each option index occurs among the slots that have as many options."""
-    alike = [np.flatnonzero(options == size) for size in np.unique(options)]
-    columns = [
-        (archs[:, slots] == option).sum(axis=1)
-        for slots in alike
-        if len(slots) > 1
-        for option in range(int(options[slots[0]]))
-    ]
-    return np.stack(columns, axis=1).astype(np.float64) if columns else np.zeros((len(archs), 0))
-
-
-def option_places(archs: IntMatrix, options: IntMatrix) -> FloatMatrix:
-    """(n, slots) int -> (n, sum of options of slots that have an equal): one-hot, blurred over neighbouring slots.
-
-    The inner product of two rows counts pairs of slots with equal options, less the further apart the two slots are.
-    """
-    found = [np.zeros((len(archs), 0))]
-    for size in np.unique(options):
-        slots = np.flatnonzero(options == size)
-        if len(slots) > 1:
-            place = np.arange(len(slots))
-            near = np.exp(-3 * np.abs(place[:, None] - place) / len(slots))
-            hot = (archs[:, slots, None] == np.arange(size)).astype(np.float64)
-            found.append(np.einsum("nso,st->nto", hot, np.linalg.cholesky(near)).reshape(len(archs), -1))
-    return np.concatenate(found, axis=1)
 
 
 def covariances(left: Features, right: Features, slots: int, variance: float) -> FloatMatrix:
@@ -212,7 +68,7 @@ def variances(features: Features, slots: int, variance: float) -> FloatMatrix:
 
 @dataclass(frozen=True)
 class Evidence:
-    """k measured values: `parts` (parts, k, k) their covariances, `residual` (k,) log latency less the prior mean.
+    """k measured values: `parts` (parts, k, k) their covariances, `residual` (k,) values less the prior mean.
 
     `rounding` (k,) is the variance of the clock's last digit, `inflation` (k,) how many times the usual noise each
     value is believed to carry, `variance` the unit of the weights.
@@ -283,11 +139,6 @@ def inflated(evidence: Evidence, weights: FloatVector) -> FloatVector:
         found = 1 + excess * spread * scale / usual
         evidence = replace(evidence, inflation=found)
     return found
-
-
-def _scale(values: FloatMatrix) -> float:
-    spread = float(np.sqrt(((values - values.mean(axis=0)) ** 2).sum(axis=1).mean()))
-    return spread if spread > 1e-9 else 1.0
 
 
 def _square_distances(left: FloatMatrix, right: FloatMatrix) -> FloatMatrix:

@@ -12,8 +12,8 @@ import numpy as np
 
 from hwnas.errors import PredictorError
 from hwnas.latency.pool import check_rows
+from hwnas.latency.prior import TransferPrior
 from hwnas.latency.relatedness import covariances, variances
-from hwnas.latency.transfer import TransferPrior
 from hwnas.space import IntMatrix
 
 # Networks among which the next is sought, and those whose variance is lowered.

@@ -84,7 +84,7 @@ def ridge(design: Matrix, values: Matrix, asked: Matrix) -> Matrix:
         error = float((((values - fitted) / np.maximum(1 - leverage, 1e-6)) ** 2).mean())
         if error < best:
             best, weights = error, right.T @ (size / (size**2 + alpha) * (left.T @ (values - level)))
-    return (asked - mean) / sd @ weights + level
+    return np.asarray((asked - mean) / sd @ weights + level)
 
 
 def nearest(design: Matrix, values: Matrix, asked: Matrix) -> Matrix:
@@ -94,13 +94,13 @@ def nearest(design: Matrix, values: Matrix, asked: Matrix) -> Matrix:
     like = centred.T @ (values - values.mean()) / np.maximum(spread, 1e-12)
     best = int(np.argmax(like))
     slope = like[best] / max(spread[best], 1e-12)
-    return values.mean() + slope * (asked[:, best] - design[:, best].mean())
+    return np.asarray(values.mean() + slope * (asked[:, best] - design[:, best].mean()))
 
 
 def baselines(pool: Pool) -> dict[str, tuple[Matrix, Callable[[Matrix, Matrix, Matrix], Matrix]]]:
     """Name -> (features of the pool, method)."""
     options = one_hot(pool.archs, np.asarray(pool.options))
-    found = {"additive ridge": (options, ridge)}
+    found: dict[str, tuple[Matrix, Callable[[Matrix, Matrix, Matrix], Matrix]]] = {"additive ridge": (options, ridge)}
     if pool.source_ms.shape[1]:
         found |= {"source ridge": (np.log(pool.source_ms), ridge), "nearest device": (np.log(pool.source_ms), nearest)}
         found |= {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import linalg
 
-from hwnas.latency.features import Features, FloatVector
+from hwnas.latency.features import Features, FloatMatrix, FloatVector
 from hwnas.latency.prior import TransferPrior, evidence_of
 from hwnas.latency.relatedness import WEIGHT_SD, Evidence, covariances, inflated, most_probable, variances
 from hwnas.latency.scale import Scale, scales_of
@@ -70,10 +70,13 @@ class Posterior:
 
 def posterior_of(prior: TransferPrior, known: Features, measured_ms: FloatVector) -> Posterior:
     """The process of a device by its latencies (k,) ms of networks with `known` features."""
+    sources = known.source.shape[1]
+    centred = [replace(known, centre=centre) for centre in (None, *(range(sources) if sources > 1 else ()))]
+    arounds = [(around, covariances(around, around, prior.slots, prior.variance)) for around in centred]
     found, step = [], _last_digit(measured_ms)
     for tried, shift_chance in zip(scales_of(measured_ms), prior.shift_chances, strict=True):
         rounding = _rounding(tried, measured_ms, step)
-        candidates, logs = _hypotheses(prior, known, tried(measured_ms), rounding)
+        candidates, logs = _hypotheses(prior, arounds, tried(measured_ms), rounding)
         likelihoods = np.array([one.likelihood() for one in candidates]) + logs
         # The slopes turn a density of values on this scale into one of ms, which others can be compared with.
         total = float(np.logaddexp.reduce(likelihoods) + np.log(tried.slope(measured_ms)).sum() + np.log(shift_chance))
@@ -92,19 +95,17 @@ def posterior_of(prior: TransferPrior, known: Features, measured_ms: FloatVector
 
 
 def _hypotheses(
-    prior: TransferPrior, known: Features, values: FloatVector, rounding: FloatVector
+    prior: TransferPrior, arounds: list[tuple[Features, FloatMatrix]], values: FloatVector, rounding: FloatVector
 ) -> tuple[list[Hypothesis], FloatVector]:
     """Every candidate of both hypotheses, and the logarithms of their chances before anything was measured."""
-    sources = known.source.shape[1]
-    relative_chance = prior.relative_chance if sources > 1 else 0.0
+    relative_chance = prior.relative_chance if len(arounds) > 1 else 0.0
     found, chances = [], [prior.chances * (1 - relative_chance)]
-    for centre in (None, *(range(sources) if sources > 1 else ())):
-        around = replace(known, centre=centre)
-        evidence, level = evidence_of(prior, around, values, rounding)
-        candidates = prior.weights if centre is None else prior.relative_weights
+    for around, parts in arounds:
+        evidence, level = evidence_of(prior, around, values, rounding, parts)
+        candidates = prior.weights if around.centre is None else prior.relative_weights
         found += [Hypothesis(around, evidence, level, weights) for weights in candidates]
-        if centre is not None:
-            share = relative_chance * known.trust[centre] / known.trust.sum() / len(candidates)
+        if around.centre is not None:
+            share = relative_chance * around.trust[around.centre] / around.trust.sum() / len(candidates)
             chances.append(np.full(len(candidates), share))
     return found, np.log(np.concatenate(chances))
 

@@ -113,10 +113,11 @@ def learn_prior(pool: Pool, rng: np.random.Generator) -> TransferPrior:
 
 
 def evidence_of(
-    prior: TransferPrior, known: Features, values: FloatVector, rounding: FloatVector
+    prior: TransferPrior, known: Features, values: FloatVector, rounding: FloatVector, parts: FloatMatrix | None = None
 ) -> tuple[Evidence, float]:
+    """The evidence of k values, and their level; `parts`: the covariances of `known`, where they are at hand."""
     level = float((values - known.mean).mean())
-    parts = covariances(known, known, prior.slots, prior.variance)
+    parts = covariances(known, known, prior.slots, prior.variance) if parts is None else parts
     return Evidence(parts, values - level - known.mean, rounding, np.ones(len(values)), prior.variance), level
 
 

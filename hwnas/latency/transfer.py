@@ -70,7 +70,9 @@ class TransferModel:
         return mean, sd
 
 
-def fit_transfer(prior: TransferPrior, rows: Sequence[int] | IntMatrix, measured_ms: Sequence[float]) -> TransferModel:
+def fit_transfer(
+    prior: TransferPrior, rows: Sequence[int] | IntMatrix, measured_ms: Sequence[float] | FloatVector
+) -> TransferModel:
     """Fit a new device: rows (k,) of the prior's pool that were measured on it, measured_ms (k,).
 
     A row measured twice is given twice. Raises PredictorError on rows outside the pool and on a latency that is not

@@ -36,7 +36,9 @@ def devices(count: int, seed: int, n: int = 600, noise: float = 0.01) -> tuple[N
     return archs, total * speed * np.exp(noise * rng.standard_normal(total.shape))
 
 
-def fitted(archs: NDArray[np.int64], ms: Matrix, target: Matrix, k: int, seed: int = 0) -> tuple[TransferModel, Matrix]:
+def fitted(
+    archs: NDArray[np.int64], ms: Matrix, target: Matrix, k: int, seed: int = 0
+) -> tuple[TransferModel, NDArray[np.int64]]:
     """The model of a target by k chosen networks, and the rows that were not measured."""
     rng = np.random.default_rng(seed)
     prior = learn_prior(Pool(archs, np.full(SLOTS, OPTIONS), ms), rng)
@@ -52,7 +54,7 @@ def simple_errors(archs: NDArray[np.int64], ms: Matrix, target: Matrix, rows: ND
     """The error of each baseline of the benchmark, on the same networks."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        from latency_transfer import baselines
+        from latency_transfer import baselines  # type: ignore[import-not-found, unused-ignore]
     finally:
         sys.path.remove(str(BENCHMARKS))
     unseen = np.setdiff1d(np.arange(len(archs)), rows)
@@ -100,7 +102,8 @@ def test_higher_confidence_is_wider_and_a_bound_of_half_is_near_the_prediction()
 
 
 def test_adverse_and_constant_sources_do_little_harm() -> None:
-    clean, harmed = [], []
+    clean: list[float] = []
+    harmed: list[float] = []
     for seed in range(2):
         archs, ms = devices(6, 20 + seed)
         rng = np.random.default_rng(seed)
@@ -238,7 +241,7 @@ def test_wrong_shots_are_told() -> None:
         ([0.5], [1.0], "row numbers"),
     ):
         with pytest.raises(PredictorError, match=message):
-            fit_transfer(prior, rows, ms)
+            fit_transfer(prior, np.array(rows), ms)
     model = fit_transfer(prior, [0, 1], [1.0, 2.0])
     for confidence in (0.0, 1.0, 90):
         with pytest.raises(PredictorError, match="between 0 and 1"):

@@ -258,11 +258,10 @@ def read(path: Path) -> tuple[list[str], list[list[str]]]:
 @pytest.mark.parametrize(
     ("space", "target", "hidden", "most_error", "least_rank", "least_covered"),
     [
-        ("nb201", "titanx_32", "titan|1080|2080", 0.08, 0.94, 0.8),
-        # Its noise is far above that of the sources, which ten shots show only in part.
-        ("nb201", "samsung_s7", "samsung_s7", 0.13, 0.90, 0.65),
-        ("fbnet", "titanxp_1", "titanx", 0.02, 0.96, 0.8),
-        ("fbnet", "gold_6240", "gold|silver", 0.05, 0.87, 0.7),
+        ("nb201", "titanx_32", "titan|1080|2080", 0.065, 0.95, 0.87),
+        ("nb201", "samsung_s7", "samsung_s7", 0.11, 0.93, 0.8),
+        ("fbnet", "titanxp_1", "titanx", 0.01, 0.98, 0.87),
+        ("fbnet", "gold_6240", "gold|silver", 0.045, 0.89, 0.75),
     ],
 )
 def test_public_devices_of_a_family_never_seen(
@@ -282,7 +281,7 @@ def test_public_devices_of_a_family_never_seen(
     sources = np.stack([values for name, values in ms.items() if not name.startswith(prefixes)], axis=1)
     prior = learn_prior(Pool(archs, archs.max(axis=0) + 1, sources), np.random.default_rng(0))
     errors, ranks, covered = [], [], []
-    unseen = np.random.default_rng(9).permutation(len(archs))[:2000]
+    unseen = np.random.default_rng(9).permutation(len(archs))[:1000]
     asked = prior.pool.take(unseen)
     for seed in range(3):
         chosen = choose_shots(prior, 10, np.random.default_rng(seed))

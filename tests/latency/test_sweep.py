@@ -281,7 +281,7 @@ def test_what_is_always_refused_ends_with_the_reasons_and_keeps_the_journal(
     space: MobileNetV3Space, tmp_path: Path, spy: Spy
 ) -> None:
     spy.change = lambda client, group, call: refuse(group, lambda result: not result.nodes)
-    with pytest.raises(PredictorError, match=r"4 of 4 networks to fit were refused 2 times: busy\. Quieten the machine"):
+    with pytest.raises(PredictorError, match=r"4 of 4 networks to fit were refused 2 times: busy\. Quieten"):
         run(space, tmp_path, replace(CONFIG, attempts=2))
     assert not (tmp_path / "table.json").exists()
     phases = Counter(record["phase"] for record in records(tmp_path))

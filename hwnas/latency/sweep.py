@@ -50,9 +50,9 @@ LEAST_PROFILED = 16
 # networks are what an interval of 90% needs.
 ANCHORS, FIT, HELD_OUT = (5, 3), (48, 16), (24, 9)
 # Each kind of fusion is one more unknown to be learnt from the networks to fit.
-FIT_PER_FUSION = 3
+FIT_PER_FUSION = 5
 # Networks in which fusions that depend on the architecture are looked for.
-LOOKED_AT = 64
+LOOKED_AT = 256
 
 # Phases of a profile, each in an agent process of its own. "again" is the second session, after everything else.
 NODES, WHOLE, AGAIN = "profiled networks", "whole networks", "second session"

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from hwnas.errors import PredictorError
 from hwnas.latency.graph import write_graph
-from hwnas.latency.measure import anchor_scale
+from hwnas.latency.measure import anchor_scale, measure_group, write_models
 from hwnas.run import Run
 from hwnas.space import IntMatrix, format_arch, parse_arch
-from hwprof.client import AgentClient, Group
-from hwprof.errors import DeviceError
+from hwprof.client import AgentClient
 from hwprof.target import Plan
 
 FloatVector = NDArray[np.float64]
@@ -103,9 +102,7 @@ def measure(run: Run, context: Context, what: str, writers: Mapping[str, Writer]
     with AgentClient(run.device, run.target) as client, tempfile.TemporaryDirectory(prefix="hwnas-benchmark-") as name:
         run.table.require_target(run.target, client.fingerprint)
         folder = Path(name)
-        anchors = {f"anchor {anchor.name}": folder / f"anchor-{n}.onnx" for n, anchor in enumerate(run.table.anchors)}
-        for anchor, path in zip(run.table.anchors, anchors.values(), strict=True):
-            write_graph(run.space, parse_arch(anchor.name), run.target.batch, path)
+        anchors = write_models(run.space, run.table, run.table.anchors, folder)
         for attempt in range(ATTEMPTS):
             pending = [name for name in writers if name not in ms]
             for start in range(0, len(pending), group):
@@ -114,7 +111,7 @@ def measure(run: Run, context: Context, what: str, writers: Mapping[str, Writer]
                 files = {name: folder / f"{n}.onnx" for n, name in enumerate(pending[start : start + group])}
                 for name, path in files.items():
                     writers[name](path)
-                done = _measure_group(client, files, anchors, plan, attempt)
+                done = measure_group(client, files, anchors, plan, seed=attempt)
                 seconds, state = seconds + done.seconds, done.state
                 for result in done.results:
                     if result.refused:
@@ -126,16 +123,6 @@ def measure(run: Run, context: Context, what: str, writers: Mapping[str, Writer]
     session = Session(what, begin, seconds, ms, refused, state)
     context.sessions.append(session)
     return session
-
-
-def _measure_group(
-    client: AgentClient, files: Mapping[str, Path], anchors: Mapping[str, Path], plan: Plan, seed: int
-) -> Group:
-    try:
-        return client.measure(files, anchors, plan, seed=seed)
-    except DeviceError:  # only the group in flight is lost; a device that stays away fails here again
-        client.restart()
-        return client.measure(files, anchors, plan, seed=seed)
 
 
 def measure_networks(run: Run, context: Context, what: str, archs: IntMatrix) -> Session:

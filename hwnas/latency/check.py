@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from hwnas.errors import PredictorError
-from hwnas.latency.measure import anchor_scale, write_models
+from hwnas.latency.measure import anchor_scale, measure_group, write_models
 from hwnas.progress import Progress, silent
 from hwnas.space import SearchSpace
 from hwprof.client import AgentClient
@@ -72,7 +72,7 @@ def check_table(
             progress("anchors again", session, SESSIONS)
             if session:
                 client.restart()
-            group = client.measure(models, anchors, plan or Plan(), seed=session)
+            group = measure_group(client, models, anchors, plan or Plan(), seed=session)
             for name, visits in group.anchors.items():
                 times[name] += visits
             for result in group.results:

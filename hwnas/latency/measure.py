@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hwnas.errors import PredictorError
 from hwnas.latency.graph import write_graph
 from hwnas.space import SearchSpace, parse_arch
-from hwprof.client import AgentClient
+from hwprof.client import AgentClient, Group
 from hwprof.devices import Device
 from hwprof.errors import DeviceError
 from hwprof.table import LatencyTable, Model
@@ -66,6 +66,20 @@ def split_evenly(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
         yield items[number * len(items) // parts : (number + 1) * len(items) // parts]
 
 
+def measure_group(
+    client: AgentClient, models: Mapping[str, Path], anchors: Mapping[str, Path], plan: Plan, **options: Any
+) -> Group:
+    """`AgentClient.measure`, once more in a new agent if that one dies: only the group in flight is lost.
+
+    Raises DeviceError if the device stays away.
+    """
+    try:
+        return client.measure(models, anchors, plan, **options)
+    except DeviceError:
+        client.restart()
+        return client.measure(models, anchors, plan, **options)
+
+
 def measure_files(
     files: Mapping[str, Path],
     space: SearchSpace,
@@ -93,12 +107,7 @@ def measure_files(
             for names in split_evenly(list(pending), GROUP):
                 progress(done, len(files))
                 company = {name: pending[name] for name in names}
-                try:
-                    group = client.measure(company, anchors, plan, seed=attempt)
-                except DeviceError:
-                    # A device that stays away fails here again.
-                    client.restart()
-                    group = client.measure(company, anchors, plan, seed=attempt)
+                group = measure_group(client, company, anchors, plan, seed=attempt)
                 done += len(names)
                 drift = _drift(group.anchors, table.anchors)
                 for result in group.results:

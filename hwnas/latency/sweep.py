@@ -33,13 +33,12 @@ from hwnas.latency.estimate import block_features, estimate, estimate_rows, with
 from hwnas.latency.fusion import FusionCounts, contextual
 from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
-from hwnas.latency.measure import GROUP, anchor_scale, split_evenly
+from hwnas.latency.measure import GROUP, anchor_scale, measure_group, split_evenly
 from hwnas.latency.rows import measured_rows, node_counts, position_times
 from hwnas.progress import Progress, silent
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
 from hwprof.client import AgentClient
 from hwprof.devices import Device
-from hwprof.errors import DeviceError
 from hwprof.journal import Journal, Record
 from hwprof.table import LatencyTable, Model, Validation, write_table
 from hwprof.target import Plan, Target, to_json
@@ -259,12 +258,7 @@ class _Session:
         models = {format_arch(arch): self._graph(arch) for arch in archs}
         anchors = {f"anchor {format_arch(arch)}": self._graph(arch) for arch in self.anchors}
         seed = len(self.journal.records)
-        try:
-            group = self.client.measure(models, anchors, plan, nodes=nodes, seed=seed)
-        except DeviceError:
-            # Only the group in flight is lost; a device that stays away fails here again.
-            self.client.restart()
-            group = self.client.measure(models, anchors, plan, nodes=nodes, seed=seed)
+        group = measure_group(self.client, models, anchors, plan, nodes=nodes, seed=seed)
         self.journal.append({"phase": phase, **asdict(group)})
         for path in models.values():
             path.unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hwnas.errors import PredictorError
 from hwnas.latency.graph import write_graph
-from hwnas.latency.measure import anchor_scale, write_models
+from hwnas.latency.measure import anchor_scale, measure_group, write_models
 from hwnas.latency.rows import position_times
 from hwnas.latency.sweep import SweepConfig
 from hwnas.space import Arch, SearchSpace, format_arch, parse_arch
@@ -43,7 +43,7 @@ def profile_networks(
             if session:
                 client.restart()
             try:
-                group = client.measure(models, anchors, plan, nodes=True, seed=session)
+                group = measure_group(client, models, anchors, plan, nodes=True, seed=session)
             except MeasurementError as error:  # a runtime that cannot profile nodes: the validation holds without
                 return dict.fromkeys(archs, str(error))
             for result in group.results:

@@ -263,10 +263,12 @@ def new(path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to
 @app.command(epilog="Example: hwnas devices --json")
 def devices(as_json: Json = False) -> None:
     """List the devices and runtimes that can be measured from here, and why not."""
-    from hwprof.devices import DEVICES, make_device
+    from hwprof.devices import DEVICES, device_class, make_device
     from hwprof.inventory import reachable
 
-    found = [facts for name in DEVICES for facts in reachable(name, make_device(name))]
+    found = [
+        facts for kind in DEVICES for text in device_class(kind).found() for facts in reachable(text, make_device(text))
+    ]
     if as_json:
         _print_json(found)
         return

@@ -6,6 +6,8 @@
     <- {"event": "sweep", "done": 1}                      progress, after every sweep
     <- {"event": "result", "name": ..., "ratio": ..., ...} one line per model
     <- {"event": "done", "anchor_ms": [...], "seconds": ..., "state": {...}, ...}
+    -> {"job": "infer", "model": "file", "inputs": ["file.npy"]}
+    <- {"event": "outputs", "outputs": [{"shape": [...], "float32": "little-endian, base64"}]}
     <- {"event": "error", "kind": ..., "message": ...}     instead, when a job fails; the agent takes the next one
 
 The end of standard input ends the agent, so it never outlives the host that asked.
@@ -13,6 +15,7 @@ The end of standard input ends the agent, so it never outlives the host that ask
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gc
 import json
@@ -27,7 +30,7 @@ from typing import Any, TextIO
 from hwprof import __version__, host
 from hwprof.errors import HwprofError, MeasurementError, TargetError
 from hwprof.lock import machine_lock
-from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime
+from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime, require_runnable
 from hwprof.target import Target, plan_from_json, target_from_json
 from hwprof.timing import GroupTiming, interquartile_mean, time_group
 
@@ -77,6 +80,7 @@ class Agent:
         """Do one job. Raises HwprofError on a job that cannot be done."""
         if job.get("job") == "open":
             target = target_from_json(job["target"])
+            require_runnable(target)
             runtime = make_runtime(target.runtime)
             self._opened = runtime, target
             self._send(
@@ -91,13 +95,38 @@ class Agent:
             # Two profiles on one machine take turns, group by group: they would measure each other.
             with machine_lock(lambda holder: self._send({"event": "waiting", "holder": holder})):
                 self._group(job)
+        elif job.get("job") == "infer":
+            self._infer(job)
         else:
-            raise TargetError(f"unknown job {job.get('job')!r}; known: open, group")
+            raise TargetError(f"unknown job {job.get('job')!r}; known: open, group, infer")
+
+    @property
+    def _open(self) -> tuple[Runtime, Target]:
+        if self._opened is None:
+            raise TargetError("a job came before a target was opened")
+        return self._opened
+
+    def _infer(self, job: Message) -> None:
+        import numpy as np  # every runtime brings it, and a device without a runtime can still say so
+
+        runtime, target = self._open
+        model = runtime.load(Path(job["model"]), target, profile_nodes=False)
+        try:
+            outputs = model.infer([np.load(file, allow_pickle=False) for file in job["inputs"]])
+        finally:
+            model.close()
+        self._send(
+            {
+                "event": "outputs",
+                "outputs": [
+                    {"shape": array.shape, "float32": base64.b64encode(array.astype("<f4").tobytes()).decode()}
+                    for array in outputs
+                ],
+            }
+        )
 
     def _group(self, job: Message) -> None:
-        if self._opened is None:
-            raise TargetError("a group came before a target was opened")
-        runtime, target = self._opened
+        runtime, target = self._open
         plan = plan_from_json(job["plan"])
         begin, stolen, switches = time.perf_counter(), host.stolen_seconds(), host.involuntary_switches()
         models: dict[str, LoadedModel] = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import math
 import queue
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,14 @@ class Group:
     stolen_seconds: float
     involuntary_switches: int
     state: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An array that a model computed on the device: its shape and its numbers, float32, little-endian, row-major."""
+
+    shape: tuple[int, ...]
+    data: bytes
 
 
 class AgentClient:
@@ -144,6 +154,21 @@ class AgentClient:
                 message["anchor_ms"] = tuple(message["anchor_ms"])
                 message["anchors"] = {name: tuple(times) for name, times in message["anchors"].items()}
                 return Group(tuple(results), **message)
+
+    def infer(self, model: Path, inputs: Sequence[Path]) -> list[Output]:
+        """What a model file computes on the device from float32 inputs in .npy files.
+
+        Raises DeviceError if the agent dies or answers nonsense, MeasurementError if the file cannot be run.
+        """
+        self._send({"job": "infer", "model": self._device.put(model), "inputs": [*map(self._device.put, inputs)]})
+        outputs = []
+        for answer in self._receive(self._timeout)["outputs"]:
+            shape = tuple(int(extent) for extent in answer["shape"])
+            data = base64.b64decode(answer["float32"], validate=True)
+            if len(data) != 4 * math.prod(shape):
+                raise DeviceError(f"the agent on {self._target.device} sent {len(data)} bytes for the shape {shape}")
+            outputs.append(Output(shape, data))
+        return outputs
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None

@@ -7,13 +7,15 @@ from typing import Any
 
 from hwprof.errors import TargetError
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
 
 @dataclass(frozen=True)
 class Target:
     """One way to run a network: every field changes its latency, so every field is part of a table's identity.
 
-    `device` is how to reach the machine ("local"), `threads` those of one inference, `batch` the images of one
-    inference, `optimisation` the runtime's own graph optimisation level ("all", "extended", "basic", "none").
+    `device` is how to reach the machine (see `hwprof.devices`), `threads` those of one inference, `batch` the images of
+    one inference, `optimisation` the runtime's own graph optimisation level ("all", "extended", "basic", "none").
     """
 
     device: str = "local"
@@ -27,8 +29,8 @@ class Target:
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
                 raise TargetError(f"target.{name} must be at least 1, got {getattr(self, name)}")
-        if self.precision != "fp32":
-            raise TargetError(f"target.precision {self.precision!r} is not available yet; available: 'fp32'")
+        if self.precision not in PRECISIONS:
+            raise TargetError(f"target.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def slug(self) -> str:
         """Short text for file names, e.g. 'onnxruntime-fp32-b1-t1'."""

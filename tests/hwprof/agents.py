@@ -59,6 +59,5 @@ class ScriptDevice(LocalDevice):
 def runtime_device(source: str, folder: Path) -> ScriptDevice:
     """A device whose agent has one runtime more: "fake", the class Fake of `source`."""
     (folder / "fake_runtime.py").write_text(textwrap.dedent(source))
-    return ScriptDevice(
-        "from hwprof import agent, runtimes\nruntimes.RUNTIMES['fake'] = 'fake_runtime:Fake'\nagent.main()", folder
-    )
+    kind = "runtimes.Kind('fake_runtime:Fake', 'onnx', ('fp32',), True, 'fake')"
+    return ScriptDevice(f"from hwprof import agent, runtimes\nruntimes.RUNTIMES['fake'] = {kind}\nagent.main()", folder)

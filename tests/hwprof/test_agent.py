@@ -149,7 +149,7 @@ def test_a_group_before_a_target_is_refused_and_empty_lines_are_not_jobs() -> No
     answers = io.StringIO()
     serve(["\n", '{"job": "group"}\n', "  \n"], answers)
     (answer,) = map(json.loads, answers.getvalue().splitlines())
-    assert answer == {"event": "error", "kind": "TargetError", "message": "a group came before a target was opened"}
+    assert answer == {"event": "error", "kind": "TargetError", "message": "a job came before a target was opened"}
 
 
 def test_an_unknown_optimisation_level_is_named(model: Path) -> None:

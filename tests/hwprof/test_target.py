@@ -59,7 +59,7 @@ def test_a_whole_number_serves_as_a_limit() -> None:
         ({"threads": -1}, "target.threads must be at least 1, got -1"),
         ({"device": 3}, "target.device must be str, got 3"),
         ({"runtime": ["onnxruntime"]}, "target.runtime must be str"),
-        ({"precision": "int8"}, "target.precision 'int8' is not available yet"),
+        ({"precision": "int7"}, "target.precision must be one of fp32, fp16, bf16, int8, got 'int7'"),
     ],
 )
 def test_a_wrong_target_is_named(values: dict, message: str) -> None:

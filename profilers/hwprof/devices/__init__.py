@@ -1,11 +1,17 @@
-"""One file per way to reach a machine. A device starts the agent there and brings model files to it."""
+"""One file per way to reach a machine. A device starts the agent there and brings model files to it.
+
+A device is written as text: KIND, KIND:ADDRESS or KIND:ADDRESS?OPTION=VALUE&OPTION=VALUE, e.g. "local",
+"ssh:pi@board?python=venv/bin/python", "adb:0A1B2C3D".
+"""
 
 from __future__ import annotations
 
 import importlib
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
+from urllib.parse import parse_qsl
 
 from hwprof.errors import TargetError
 
@@ -15,7 +21,16 @@ DEVICES = {
 
 
 class Device(Protocol):
-    """A machine that can run the agent."""
+    """A machine that can run the agent. Made from the address and the options of its text.
+
+    Raises TargetError, when made, on an address or an option that cannot be used.
+    """
+
+    def __init__(self, address: str, options: Mapping[str, str]) -> None: ...
+
+    @staticmethod
+    def found() -> list[str]:
+        """Texts of the devices of this kind that can be seen from here without being told of them."""
 
     def start_agent(self) -> subprocess.Popen[str]:
         """A process here whose standard input and output are the agent's. Raises DeviceError."""
@@ -24,9 +39,27 @@ class Device(Protocol):
         """Bring a file to the device; the path it has there. Raises DeviceError."""
 
 
-def make_device(name: str) -> Device:
-    """The device of a target's `device` field. Raises TargetError on an unknown one."""
-    if name not in DEVICES:
-        raise TargetError(f"unknown device {name!r}; known: {', '.join(DEVICES)}")
-    module, attribute = DEVICES[name].split(":")
-    return cast(Device, getattr(importlib.import_module(module), attribute)())
+def device_class(kind: str) -> type[Device]:
+    """The class of a kind of device. Raises TargetError on an unknown one."""
+    if kind not in DEVICES:
+        raise TargetError(f"unknown device {kind!r}; known: {', '.join(DEVICES)}")
+    module, attribute = DEVICES[kind].split(":")
+    return cast("type[Device]", getattr(importlib.import_module(module), attribute))
+
+
+def make_device(text: str) -> Device:
+    """The device of that text. Raises TargetError on one that cannot be."""
+    kind, _, rest = text.partition(":")
+    address, _, options = rest.partition("?")
+    try:
+        parsed = dict(parse_qsl(options, strict_parsing=True)) if options else {}
+    except ValueError as error:
+        raise TargetError(f"the options of the device {text!r} must be NAME=VALUE, joined by &: {error}") from error
+    return device_class(kind)(address, parsed)
+
+
+def require_options(kind: str, options: Mapping[str, str], known: tuple[str, ...]) -> None:
+    """Raise TargetError on an option that devices of this kind do not have."""
+    for name in options:
+        if name not in known:
+            raise TargetError(f"{kind} devices have no option {name!r}; they have {', '.join(known) or 'none'}")

@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import hwprof
-from hwprof.errors import DeviceError
+from hwprof.devices import require_options
+from hwprof.errors import DeviceError, TargetError
 
 
 class LocalDevice:
     """The machine that the host runs on."""
+
+    def __init__(self, address: str = "", options: Mapping[str, str] | None = None) -> None:
+        if address:
+            raise TargetError(f"the device local is this machine and has no address, got {address!r}")
+        require_options("local", options or {}, ())
+
+    @staticmethod
+    def found() -> list[str]:
+        return ["local"]
 
     def start_agent(self) -> subprocess.Popen[str]:
         source_root = str(Path(hwprof.__file__).resolve().parent.parent)

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hwprof.errors import RuntimeMissingError, TargetError
-from hwprof.target import Target
-from hwprof.timing import Clock
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hwprof.target import Target
+    from hwprof.timing import Clock
+
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a host must know of a runtime without having it: where its code is, what it runs, how to install it.
+
+    `format` is the kind of model file ("onnx", "tflite", ...), `nodes` whether it tells the time of every node,
+    `packages` what pip installs for it.
+    """
+
+    code: str
+    format: str
+    precisions: tuple[str, ...]
+    nodes: bool
+    packages: str
+
 
 RUNTIMES = {
-    "onnxruntime": "hwprof.runtimes.onnxruntime:OnnxRuntime",
+    "onnxruntime": Kind(
+        "hwprof.runtimes.onnxruntime:OnnxRuntime", "onnx", ("fp32", "fp16", "int8"), True, "onnxruntime"
+    ),
 }
 
 
@@ -30,15 +55,21 @@ class LoadedModel(Protocol):
     def run(self) -> None:
         """One synchronous inference on inputs bound once."""
 
+    def infer(self, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs, float32, for float32 inputs of the shapes that were bound; never timed."""
+
     def close(self) -> NodeProfile | None:
-        """Free the model; the node times of all runs, if it was loaded to profile nodes."""
+        """Free the model; the node times of all runs, if it was loaded to profile nodes and the runtime gives them."""
 
 
 class Runtime(Protocol):
     """A way to run model files. Raises RuntimeMissingError when constructed where it is not installed."""
 
     def versions(self) -> dict[str, str]:
-        """Versions of everything in the runtime that changes latency."""
+        """Versions of everything in the runtime that changes latency; "accelerator" names a GPU or NPU, if one works.
+
+        Raises DeviceError where the runtime is installed but what it needs (a GPU, a driver) is not there.
+        """
 
     def clock(self, target: Target) -> Clock:
         """The clock that measures this runtime's work."""
@@ -47,12 +78,30 @@ class Runtime(Protocol):
         """Load a model file. Raises MeasurementError if it cannot be."""
 
 
-def make_runtime(name: str) -> Runtime:
-    """The runtime of that name. Raises TargetError on an unknown name, RuntimeMissingError if it is not installed."""
+def kind_of(name: str) -> Kind:
+    """What is known of a runtime. Raises TargetError on an unknown name."""
     if name not in RUNTIMES:
         raise TargetError(f"unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
-    module, attribute = RUNTIMES[name].split(":")
+    return RUNTIMES[name]
+
+
+def require_runnable(target: Target) -> Kind:
+    """The kind of the target's runtime. Raises TargetError if there is no such runtime, or not in that precision."""
+    kind = kind_of(target.runtime)
+    if target.precision not in kind.precisions:
+        raise TargetError(
+            f"the runtime {target.runtime} has no precision {target.precision!r}; it has {', '.join(kind.precisions)}"
+        )
+    return kind
+
+
+def make_runtime(name: str) -> Runtime:
+    """The runtime of that name. Raises TargetError on an unknown name, RuntimeMissingError if it is not installed."""
+    kind = kind_of(name)
+    module, attribute = kind.code.split(":")
     try:
         return cast(Runtime, getattr(importlib.import_module(module), attribute)())
     except ImportError as error:
-        raise RuntimeMissingError(f"the runtime {name} is not installed here ({error}); pip install {name}") from error
+        raise RuntimeMissingError(
+            f"the runtime {name} is not installed here ({error}); pip install {kind.packages}"
+        ) from error

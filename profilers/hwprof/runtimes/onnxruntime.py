@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ class OnnxModel:
     def run(self) -> None:
         try:
             self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise MeasurementError(f"onnxruntime cannot run {self._name}: {error}") from error
+
+    def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        feeds = {
+            value.name: array.astype(_DTYPES[value.type])
+            for value, array in zip(self._session.get_inputs(), inputs, strict=True)
+        }
+        try:
+            return [np.asarray(output, np.float32) for output in self._session.run(None, feeds)]
         except Exception as error:
             raise MeasurementError(f"onnxruntime cannot run {self._name}: {error}") from error
 

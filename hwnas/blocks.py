@@ -1,7 +1,7 @@
 """Blocks: the units that hardware is measured in. A block is its shape and its hyper-parameters, nothing else.
 
 From these one definition follows everything: `key` (the row of a latency table), `module()` (what is trained and
-exported), MACs and parameters (by tracing the module), and the graph that is profiled (`latency/graph.py`, the same
+exported), MACs and parameters (by tracing the module), and the graph that is profiled (`graphs/`, the same
 trace). Two blocks with equal fields are the same work for the hardware, wherever they stand in a network.
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hwnas.errors import InfeasibleError, RunError
-from hwnas.latency.graph import write_graph
+from hwnas.graphs import write_arch
 from hwnas.latency.measure import measure_files
 from hwnas.run import Run
 from hwnas.space import Arch, format_arch, parse_arch
@@ -57,10 +57,10 @@ def confirmed(run: Run, choose: Callable[[set[Arch]], list[Arch]]) -> list[Arch]
 def _measure(run: Run, archs: Sequence[Arch]) -> dict[Arch, float | None]:
     """ms of each architecture's graph on the table's scale, None where that was not possible."""
     with TemporaryDirectory(prefix="hwnas-confirm-") as folder:
-        files = {}
-        for arch in archs:
-            files[format_arch(arch)] = path = Path(folder) / f"{run.network_name(arch)}.onnx"
-            write_graph(run.space, arch, run.target.batch, path)
+        files = {
+            format_arch(arch): write_arch(run.space, arch, run.target, Path(folder) / run.network_name(arch))
+            for arch in archs
+        }
         stage = "measure finalists"
         try:
             measured = measure_files(

@@ -170,7 +170,7 @@ def _operator(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Module |
     raise SpaceError(
         f"the operator {unknown} (node {node.name}) has no known cost and graph; build the block from "
         f"{sorted(kind.__name__ for kind in MODULE_KINDS)}, +, * and torch.cat, or add it to hwnas/trace.py and "
-        "hwnas/latency/graph.py"
+        "hwnas/graphs"
     )
 
 

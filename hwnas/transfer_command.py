@@ -120,11 +120,13 @@ def _transfer(run: Run, folder: Path, shots: int, source: list[Path] | None) -> 
 
 
 def _write_model(run: Run, arch: Arch, folder: Path) -> str:
-    from hwnas.latency.graph import write_graph
+    from hwnas.graphs import write_arch
+    from hwprof.runtimes import RUNTIMES
+    from hwprof.target import Target
 
-    file = folder / f"{run.network_name(arch)}.onnx"
-    write_graph(run.space, arch, run.target.batch, file)
-    return file.name
+    # What only the user can run (an app, a service) may be a runtime that is not known here: it gets ONNX.
+    target = run.target if run.target.runtime in RUNTIMES else Target(batch=run.target.batch)
+    return write_arch(run.space, arch, target, folder / run.network_name(arch)).name
 
 
 def _half_width(predictor: Any, run: Run) -> float:

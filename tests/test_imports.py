@@ -15,15 +15,16 @@ SOURCES = {"hwnas": ROOT, "hwprof": ROOT / "profilers"}
 
 FOUNDATION = {"errors", "space", "blocks", "trace", "progress", "files", "saved", "validation"}
 MIDDLE = {"search", "supernet", "zeroshot", "train", "latency", "export", "report"}
-BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "hwprof"}
+BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "graphs", "hwprof"}
 # unit of hwnas -> what it may import, beside itself and the bare package (its version)
 MAY_IMPORT = {
     "": FOUNDATION,
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     "spaces": FOUNDATION,
+    "graphs": FOUNDATION | {"hwprof"},
     **dict.fromkeys(MIDDLE, FOUNDATION | {"spaces"}),
-    "latency": FOUNDATION | {"spaces", "hwprof"},
-    "export": FOUNDATION | {"spaces", "hwprof"},
+    "latency": FOUNDATION | {"spaces", "graphs", "hwprof"},
+    "export": FOUNDATION | {"spaces", "graphs", "hwprof"},
     "recipe": BELOW_PIPELINE,
     "run": BELOW_PIPELINE | {"recipe"},
     "results": BELOW_PIPELINE | {"recipe", "run"},

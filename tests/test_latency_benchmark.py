@@ -17,8 +17,10 @@ import onnx
 import pytest
 from torch import Tensor, nn
 
+from hwnas.graphs import write_arch
+from hwnas.graphs.onnx import onnx_model
+from hwnas.graphs.plain import block_index, traced_graph
 from hwnas.latency.covering import random_archs
-from hwnas.latency.graph import block_index, trace_model, write_graph
 from hwnas.latency.index import BlockIndex
 from hwnas.recipe import parse_recipe
 from hwnas.run import Run
@@ -137,8 +139,7 @@ def fake(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> type[FakeCli
 
 
 def exact_ms(run: Run, arch: Any, folder: Path) -> float:
-    write_graph(run.space, run.space.check(arch), 1, folder / "one.onnx")
-    return graph_ms(onnx.load(folder / "one.onnx"))
+    return graph_ms(onnx.load(write_arch(run.space, run.space.check(arch), Target(), folder / "one")))
 
 
 def make_run(folder: Path, fingerprint: dict[str, str] = FINGERPRINT) -> Run:
@@ -154,7 +155,7 @@ def make_run(folder: Path, fingerprint: dict[str, str] = FINGERPRINT) -> Run:
         for arch, role in zip(archs, roles, strict=True)
     )
     rows = {
-        key: Row(graph_ms(trace_model(block.trace)) * float(rng.uniform(0.96, 1.04)), 0.01, 3)
+        key: Row(graph_ms(onnx_model(traced_graph(block.trace))) * float(rng.uniform(0.96, 1.04)), 0.01, 3)
         for key, block in zip(index.keys, index.blocks, strict=True)
     }
     provenance = {"space": {"name": run.space.name, **run.space.config}, "profiled_networks": 5, "device_seconds": 9.0}
@@ -192,17 +193,16 @@ def test_isolated_blocks_and_kernels_have_the_operators_of_the_whole_network(
     split = sys.modules["baselines.kernels"].kernels
     space = run.space if name == "mobilenetv3" else NasBench201Space(channels=4, cells=1, resolution=8)
     for arch in space.sample(4, np.random.default_rng(1)):
-        write_graph(space, space.check(arch), 1, tmp_path / "net.onnx")
-        net = onnx.load(tmp_path / "net.onnx")
+        net = onnx.load(write_arch(space, space.check(arch), Target(), tmp_path / "net"))
         for position, block in space.placed_blocks(space.check(arch)):
             number = space.positions.index(position)
             whole = operators([node for node in net.graph.node if block_index(node.name) == number], net)
-            alone = trace_model(block.trace)
+            alone = onnx_model(traced_graph(block.trace))
             onnx.checker.check_model(alone, full_check=True)
             assert operators(alone.graph.node, alone) == whole
             parts: Counter[Any] = Counter()
             for kernel in split(block.trace):
-                part = trace_model(kernel.trace)
+                part = onnx_model(traced_graph(kernel.trace))
                 onnx.checker.check_model(part, full_check=True)
                 parts += operators(part.graph.node, part)
             del whole["Reshape", (2,)]
@@ -407,9 +407,8 @@ def test_parts_run_in_the_real_runtime(benchmark: ModuleType, tmp_path: Path) ->
     kernels = list(dict.fromkeys(kernel for block in run.index.blocks for kernel in module.kernels(block.trace)))
     traces = {f"kernel {kernel.name}": kernel.trace for kernel in module.sample(kernels, 20, np.random.default_rng(0))}
     traces |= {block.key: block.trace for block in run.index.blocks[:6]}
-    graphs = {name: (lambda traced=traced: trace_model(traced)) for name, traced in traces.items()}
-    measured = session.measure_parts(run, context, "parts", graphs)
-    assert measured.ms.keys() == graphs.keys()
+    measured = session.measure_parts(run, context, "parts", traces)
+    assert measured.ms.keys() == traces.keys()
     assert min(measured.ms.values()) > 0
     assert measured.device_seconds > 0
     assert context.sessions == [measured]

@@ -13,7 +13,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from sklearn.ensemble import RandomForestRegressor
@@ -21,7 +20,6 @@ from torch import nn
 
 from baselines.session import Baseline, Context, FloatVector, corrected, measure_parts
 from hwnas.errors import PredictorError
-from hwnas.latency.graph import trace_model
 from hwnas.run import Run
 from hwnas.space import IntMatrix
 from hwnas.trace import Op, Trace
@@ -108,8 +106,7 @@ def isolated_kernels(run: Run, archs: IntMatrix, context: Context) -> list[Basel
     of_blocks = [kernels(block.trace) for block in run.index.blocks]
     distinct = list(dict.fromkeys(kernel for found in of_blocks for kernel in found))
     chosen = sample(distinct, MEASURED, np.random.default_rng(context.seed))
-    graphs = {kernel.name: partial(trace_model, kernel.trace, batch=run.target.batch) for kernel in chosen}
-    session = measure_parts(run, context, "isolated kernels", graphs)
+    session = measure_parts(run, context, "isolated kernels", {kernel.name: kernel.trace for kernel in chosen})
     measured = [kernel for kernel in chosen if kernel.name in session.ms]
     predicted = forests(measured, np.array([session.ms[kernel.name] for kernel in measured]), distinct)
     ms = dict(zip(distinct, predicted, strict=True))

@@ -12,20 +12,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from hwnas.errors import PredictorError
-from hwnas.latency.graph import write_graph
+from hwnas.graphs import write_arch, write_graph
+from hwnas.graphs.plain import traced_graph
 from hwnas.latency.measure import anchor_scale, measure_group, write_models
 from hwnas.run import Run
 from hwnas.space import IntMatrix, format_arch, parse_arch
+from hwnas.trace import Trace
 from hwprof.client import AgentClient
 from hwprof.target import Plan
 
 FloatVector = NDArray[np.float64]
 FloatMatrix = NDArray[np.float64]
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], Path]  # from a path without suffix to the file written
 
 ATTEMPTS = 3
 # Models that are measured together, interleaved: whole networks, and parts of networks, of which the anchors' time
@@ -108,9 +109,7 @@ def measure(run: Run, context: Context, what: str, writers: Mapping[str, Writer]
             for start in range(0, len(pending), group):
                 run.progress(what, len(ms), len(writers))
                 # Written for one group at a time: sixty networks are more than a gigabyte.
-                files = {name: folder / f"{n}.onnx" for n, name in enumerate(pending[start : start + group])}
-                for name, path in files.items():
-                    writers[name](path)
+                files = {name: writers[name](folder / str(n)) for n, name in enumerate(pending[start : start + group])}
                 done = measure_group(client, files, anchors, plan, seed=attempt)
                 seconds, state = seconds + done.seconds, done.state
                 for result in done.results:
@@ -129,21 +128,19 @@ def measure_networks(run: Run, context: Context, what: str, archs: IntMatrix) ->
     """Measure whole networks, (n, slots), by the names that `format_arch` gives them."""
 
     def writer(name: str) -> Writer:
-        return lambda path: write_graph(run.space, parse_arch(name), run.target.batch, path)
+        return lambda stem: write_arch(run.space, parse_arch(name), run.target, stem)
 
     writers = {format_arch(arch): writer(format_arch(arch)) for arch in archs}
     return measure(run, context, what, writers, context.plan, NETWORKS)
 
 
-def measure_parts(
-    run: Run, context: Context, what: str, graphs: Mapping[str, Callable[[], onnx.ModelProto]]
-) -> Session:
+def measure_parts(run: Run, context: Context, what: str, traces: Mapping[str, Trace]) -> Session:
     """Measure parts of networks, each as a model of its own."""
 
-    def writer(graph: Callable[[], onnx.ModelProto]) -> Writer:
-        return lambda path: onnx.save(graph(), path)
+    def writer(traced: Trace) -> Writer:
+        return lambda stem: write_graph(traced_graph(traced, batch=run.target.batch), run.target, stem)
 
-    writers = {name: writer(graph) for name, graph in graphs.items()}
+    writers = {name: writer(traced) for name, traced in traces.items()}
     return measure(run, context, what, writers, context.parts_plan, PARTS)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hwnas.errors import PredictorError
-from hwnas.latency.graph import write_graph
+from hwnas.graphs import write_arch
 from hwnas.space import SearchSpace, parse_arch
 from hwprof.client import AgentClient, Group
 from hwprof.devices import Device
@@ -51,12 +51,12 @@ def anchor_scale(anchors: Sequence[Model]) -> float:
 
 def write_models(space: SearchSpace, table: LatencyTable, models: Sequence[Model], folder: Path) -> dict[str, Path]:
     """The graphs of a table's models in the folder: "role name" -> file."""
-    paths = {
-        f"{model.role} {model.name}": folder / f"{model.role}-{number}.onnx" for number, model in enumerate(models)
+    return {
+        f"{model.role} {model.name}": write_arch(
+            space, parse_arch(model.name), table.target, folder / f"{model.role}-{number}"
+        )
+        for number, model in enumerate(models)
     }
-    for model, path in zip(models, paths.values(), strict=True):
-        write_graph(space, parse_arch(model.name), table.target.batch, path)
-    return paths
 
 
 def split_evenly(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:

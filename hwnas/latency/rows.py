@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from hwnas.errors import PredictorError
-from hwnas.latency.graph import block_index
+from hwnas.graphs.plain import block_index
 from hwnas.latency.index import BlockIndex
 from hwnas.space import IntMatrix
 from hwprof.table import Row

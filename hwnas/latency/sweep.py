@@ -27,11 +27,11 @@ import numpy as np
 
 from hwnas import __version__
 from hwnas.errors import PredictorError
+from hwnas.graphs import write_arch
 from hwnas.latency.calibrate import calibrate
 from hwnas.latency.covering import anchor_archs, covering_archs, distinct_archs, random_archs, spread_archs
 from hwnas.latency.estimate import block_features, estimate, estimate_rows, with_unseen_operators
 from hwnas.latency.fusion import FusionCounts, contextual
-from hwnas.latency.graph import write_graph
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import GROUP, anchor_scale, measure_group, split_evenly
 from hwnas.latency.rows import measured_rows, node_counts, position_times
@@ -265,10 +265,7 @@ class _Session:
 
     def _graph(self, arch: Arch) -> Path:
         digest = hashlib.sha256(format_arch(arch).encode()).hexdigest()[:16]  # an architecture can be a long name
-        path = self._graphs / f"{'anchor' if arch in self.anchors else 'model'}-{digest}.onnx"
-        if not path.exists():
-            write_graph(self.space, arch, self.target.batch, path)
-        return path
+        return write_arch(self.space, arch, self.target, self._graphs / digest)
 
 
 def _make_table(session: _Session, index: BlockIndex, selection: Selection) -> LatencyTable:

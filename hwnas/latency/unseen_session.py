@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hwnas.errors import PredictorError
-from hwnas.latency.graph import write_graph
+from hwnas.graphs import write_arch
 from hwnas.latency.measure import GROUP, Measured, measure_files, split_evenly
 from hwnas.latency.worst import profile_networks
 from hwnas.progress import Progress
@@ -103,9 +103,10 @@ class Session:
 
     def _measure_group(self, names: Sequence[str], done: int, total: int) -> dict[str, Measured]:
         with tempfile.TemporaryDirectory(prefix="hwnas-validate-") as folder:
-            files = {name: Path(folder) / f"{number}.onnx" for number, name in enumerate(names)}
-            for name, path in files.items():
-                write_graph(self.space, parse_arch(name), self.table.target.batch, path)
+            files = {
+                name: write_arch(self.space, parse_arch(name), self.table.target, Path(folder) / str(number))
+                for number, name in enumerate(names)
+            }
             try:
                 return measure_files(files, self.space, self.table, self.device, plan=self.config.plan)
             except DeviceError as error:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hwnas.errors import PredictorError
-from hwnas.latency.graph import write_graph
+from hwnas.graphs import write_arch
 from hwnas.latency.measure import anchor_scale, measure_group, write_models
 from hwnas.latency.rows import position_times
 from hwnas.latency.sweep import SweepConfig
@@ -36,9 +36,10 @@ def profile_networks(
     with AgentClient(device, table.target) as client, tempfile.TemporaryDirectory(prefix="hwnas-worst-") as folder:
         table.require_target(table.target, client.fingerprint)
         anchors = write_models(space, table, table.anchors, Path(folder))
-        models = {format_arch(arch): Path(folder) / f"{number}.onnx" for number, arch in enumerate(archs)}
-        for arch, path in zip(archs, models.values(), strict=True):
-            write_graph(space, arch, table.target.batch, path)
+        models = {
+            format_arch(arch): write_arch(space, arch, table.target, Path(folder) / str(number))
+            for number, arch in enumerate(archs)
+        }
         for session in range(SESSIONS):
             if session:
                 client.restart()

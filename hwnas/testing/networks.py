@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import SpaceError
-from hwnas.latency.graph import onnx_model
+from hwnas.graphs.onnx import onnx_model
+from hwnas.graphs.plain import plain_graph
 from hwnas.space import Arch, SearchSpace, format_arch
 from hwnas.trace import Op, Shape, count_params, trace
 
@@ -168,7 +169,7 @@ def _check_graph(space: SearchSpace, arch: Arch, network: nn.Module, name: str) 
     network.eval()
     images = torch.randn(2, *space.input_shape(arch))
     try:
-        model = onnx_model(network, [space.input_shape(arch)], positions=space.positions, batch=2)
+        model = onnx_model(plain_graph(network, [space.input_shape(arch)], positions=space.positions, batch=2))
     except SpaceError as error:
         raise AssertionError(f"{name} cannot be written as a graph: {error}") from error
     options = onnxruntime.SessionOptions()

@@ -15,7 +15,6 @@ The end of standard input ends the agent, so it never outlives the host that ask
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gc
 import json
@@ -107,23 +106,16 @@ class Agent:
         return self._opened
 
     def _infer(self, job: Message) -> None:
-        import numpy as np  # every runtime brings it, and a device without a runtime can still say so
+        # NumPy comes with every runtime; a device that has neither can still say so.
+        from hwprof.runtimes.arrays import encoded, read_arrays
 
         runtime, target = self._open
         model = runtime.load(Path(job["model"]), target, profile_nodes=False)
         try:
-            outputs = model.infer([np.load(file, allow_pickle=False) for file in job["inputs"]])
+            outputs = model.infer(read_arrays(job["inputs"]))
         finally:
             model.close()
-        self._send(
-            {
-                "event": "outputs",
-                "outputs": [
-                    {"shape": array.shape, "float32": base64.b64encode(array.astype("<f4").tobytes()).decode()}
-                    for array in outputs
-                ],
-            }
-        )
+        self._send({"event": "outputs", "outputs": [encoded(array) for array in outputs]})
 
     def _group(self, job: Message) -> None:
         runtime, target = self._open

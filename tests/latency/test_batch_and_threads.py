@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hwnas.latency.graph import write_graph
+from hwnas.graphs import write_arch
 from hwnas.spaces.nasbench201 import NasBench201Space
 from hwprof.client import AgentClient
 from hwprof.devices import make_device
@@ -16,9 +16,10 @@ from hwprof.target import Plan, Target
 
 def test_a_batch_on_two_threads_is_measured_and_another_batch_refused(tmp_path: Path) -> None:
     space = NasBench201Space(channels=4, cells=1, resolution=8)
-    files = {f"batch {batch}": tmp_path / f"{batch}.onnx" for batch in (1, 4)}
-    for batch, path in zip((1, 4), files.values(), strict=True):
-        write_graph(space, (3, 3, 3, 3, 3, 3), batch, path)
+    files = {
+        f"batch {batch}": write_arch(space, (3, 3, 3, 3, 3, 3), Target(batch=batch), tmp_path / str(batch))
+        for batch in (1, 4)
+    }
     with AgentClient(make_device("local"), Target(batch=4, threads=2)) as client:
         (result,) = client.measure({"model": files["batch 4"]}, {}, Plan(), nodes=True).results
         assert result.wall_ms > 0

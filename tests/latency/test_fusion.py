@@ -9,10 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 
+from hwnas.graphs import write_arch
 from hwnas.latency.fusion import FusionCounts, contextual, fusions
-from hwnas.latency.graph import write_graph
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwprof.target import Target
 
 CELLS = NasBench201Space(channels=8, cells=1, resolution=8)
 NONE, SKIP, CONV1, CONV3, POOL = range(5)
@@ -60,7 +61,7 @@ def test_onnx_runtime_keeps_as_many_operators_as_are_not_shared(tmp_path):
     names = ("relu fused", "relu shared", "avg_pool shared", "add shared")
     for arch in CELLS.sample(12, np.random.default_rng(1)):
         arch = tuple(int(option) for option in arch)
-        write_graph(CELLS, arch, 1, tmp_path / "in.onnx")
+        write_arch(CELLS, arch, Target(), tmp_path / "in")
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(tmp_path / "out.onnx")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hwnas.errors import PredictorError
+from hwnas.graphs import write_arch
 from hwnas.latency import measure as measure_module
-from hwnas.latency.graph import write_graph
 from hwnas.latency.measure import anchor_scale, measure_files
 from hwnas.space import format_arch
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
@@ -57,9 +57,7 @@ def table(space: MobileNetV3Space) -> LatencyTable:
 def files(space: MobileNetV3Space, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
     archs = {"one": (0,) * len(space.slots), "two": tuple(len(slot.options) - 1 for slot in space.slots)}
-    for name, arch in archs.items():
-        write_graph(space, arch, 1, folder / f"{name}.onnx")
-    return {name: folder / f"{name}.onnx" for name in archs}
+    return {name: write_arch(space, arch, Target(), folder / name) for name, arch in archs.items()}
 
 
 class FakeClient:

@@ -361,8 +361,8 @@ def test_a_noisy_neighbour_is_seen_through_or_refused(space: MobileNetV3Space, t
     big = MobileNetV3Space(**{**ARGUMENTS, "resolutions": (64,), "stage_widths": (16, 32)})
     paths = {}
     for arch in select_networks(big, BlockIndex(big), CONFIG).anchors:
-        paths["-".join(map(str, arch))] = path = tmp_path / f"{len(paths)}.onnx"
-        sweep.write_graph(big, tuple(int(option) for option in arch), 1, path)
+        options = tuple(int(option) for option in arch)
+        paths["-".join(map(str, arch))] = sweep.write_arch(big, options, Target(), tmp_path / str(len(paths)))
     first, *others = paths.items()
     plan = Plan(sweeps=7, max_sweeps=9, max_runs=8, visit_ms=3.0)
     with AgentClient(LocalDevice(), Target()) as client:

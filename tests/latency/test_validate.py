@@ -117,13 +117,18 @@ class World:
         return times
 
 
+def touched(path: Path) -> Path:
+    path.touch()
+    return path
+
+
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(unseen_session, "measure_files", made.measure_files)
     monkeypatch.setattr(unseen_session, "profile_networks", made.profile_networks)
     monkeypatch.setattr(unseen_session, "GROUP", GROUP)
-    monkeypatch.setattr(unseen_session, "write_graph", lambda space, arch, batch, path: path.touch())
+    monkeypatch.setattr(unseen_session, "write_arch", lambda space, arch, target, stem: touched(stem))
     return made
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hwnas.errors import SpaceError
-from hwnas.latency.graph import onnx_model
+from hwnas.graphs.onnx import onnx_model
+from hwnas.graphs.plain import plain_graph
 from hwnas.latency.index import BlockIndex
 from hwnas.spaces.nasbench201 import EDGES, NasBench201Space
 from hwnas.spaces.nasbench201_blocks import ZeroBlock
@@ -165,7 +166,7 @@ def test_all_computing_belongs_to_blocks(small, arch):
             (op.kind, op.input_shapes) for op in block.trace.ops
         ]
     x = torch.rand(2, 3, 8, 8)
-    model = onnx_model(net.eval(), [small.input_shape(arch)], positions=small.positions, batch=2)
+    model = onnx_model(plain_graph(net.eval(), [small.input_shape(arch)], positions=small.positions, batch=2))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(logits, net(x).detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -6,17 +6,14 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from hwprof.errors import RuntimeMissingError, TargetError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from hwprof.runtimes.arrays import Array
     from hwprof.target import Target
     from hwprof.timing import Clock
-
-    Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

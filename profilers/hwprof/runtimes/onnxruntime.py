@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from hwprof.errors import MeasurementError, TargetError
 from hwprof.runtimes import NodeProfile
+from hwprof.runtimes.arrays import Array, random_images
 from hwprof.target import Target
 from hwprof.timing import Clock
 
@@ -79,7 +80,7 @@ class OnnxModel:
         except Exception as error:
             raise MeasurementError(f"onnxruntime cannot run {self._name}: {error}") from error
 
-    def infer(self, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    def infer(self, inputs: Sequence[Array]) -> list[Array]:
         feeds = {
             value.name: array.astype(_DTYPES[value.type])
             for value, array in zip(self._session.get_inputs(), inputs, strict=True)
@@ -103,7 +104,7 @@ class OnnxModel:
         return _node_profile(events)
 
 
-def _images(value: Any, target: Target) -> np.ndarray[Any, Any]:
+def _images(value: Any, target: Target) -> Array:
     """Random inputs; a dynamic first dimension is the batch, any other dynamic dimension cannot be guessed."""
     shape = [
         target.batch if axis == 0 and not isinstance(extent, int) else extent for axis, extent in enumerate(value.shape)
@@ -114,7 +115,7 @@ def _images(value: Any, target: Target) -> np.ndarray[Any, Any]:
         )
     if shape and shape[0] != target.batch:
         raise MeasurementError(f"input {value.name} has batch {shape[0]}, the target has batch {target.batch}")
-    return np.random.default_rng(0).standard_normal(shape).astype(_DTYPES[value.type])
+    return random_images(shape, _DTYPES[value.type])
 
 
 def _node_profile(events: list[dict[str, Any]]) -> NodeProfile:

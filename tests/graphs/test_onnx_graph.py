@@ -12,11 +12,18 @@ from torch import nn
 
 from hwnas.errors import SpaceError
 from hwnas.export.onnx import export_onnx
-from hwnas.latency.graph import block_index, onnx_model, write_graph
+from hwnas.graphs import write_arch
+from hwnas.graphs.onnx import onnx_model as graph_model
+from hwnas.graphs.plain import block_index, plain_graph
 from hwnas.space import Position
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
+from hwprof.target import Target
 
 SHAPE = (4, 9, 9)
+
+
+def onnx_model(net: nn.Module, shapes, **options) -> onnx.ModelProto:
+    return graph_model(plain_graph(net, shapes, **options))
 
 
 def module(forward, **children):
@@ -168,8 +175,7 @@ def kernels(model: onnx.ModelProto) -> Counter[tuple[int, ...]]:
 def test_nodes_are_tagged_by_position(tmp_path):
     space = MobileNetV3Space(resolutions=(16,), depths=(1, 2), num_classes=3)
     arch = space.check([0] * len(space.slots))
-    write_graph(space, arch, 4, tmp_path / "net.onnx")
-    model = onnx.load(tmp_path / "net.onnx")
+    model = onnx.load(write_arch(space, arch, Target(batch=4), tmp_path / "net"))
     onnx.checker.check_model(model, full_check=True)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
     found = [block_index(node.name) for node in model.graph.node]

@@ -1,4 +1,4 @@
-"""Writing that a kill or a full disk cannot leave half done."""
+"""Writing that a kill or a full disk cannot leave half done, and which files belong together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+# Formats whose weights are in a second file of the same stem, with the suffix ".bin".
+COMPANIONED = (".param", ".xml")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -30,3 +33,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """The files beside a model file that belong to it: ncnn's x.bin beside x.param, OpenVINO's beside x.xml."""
+    beside = path.with_suffix(".bin")
+    return (beside,) if path.suffix in COMPANIONED and beside.is_file() else ()

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Dict, TextIO
 
 from hwprof import __version__, host
 from hwprof.errors import HwprofError, MeasurementError, TargetError
@@ -33,7 +33,7 @@ from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime, req
 from hwprof.target import Target, plan_from_json, target_from_json
 from hwprof.timing import GroupTiming, interquartile_mean, time_group
 
-Message = dict[str, Any]
+Message = Dict[str, Any]  # evaluated on the device, whose Python may be old
 
 
 def main() -> None:
@@ -179,7 +179,7 @@ def _node_ratios(name: str, group: GroupTiming, profile: NodeProfile | None) -> 
         return None
     scaled: list[list[float]] = []
     run = 0
-    for visit, anchor_ms in zip(group.visits[name], group.anchor_ms, strict=True):
+    for visit, anchor_ms in zip(group.visits[name], group.anchor_ms):
         first = run + visit.warmup_runs
         run = first + visit.runs
         scaled += [[us * 1e-3 / anchor_ms for us in times] for times in profile.us[first:run]]
@@ -187,9 +187,9 @@ def _node_ratios(name: str, group: GroupTiming, profile: NodeProfile | None) -> 
         raise MeasurementError(
             f"{name}: the profiler recorded {len(profile.us)} runs of {run}; profile fewer per group"
         )
-    return [
-        (node, interquartile_mean(times)) for node, times in zip(profile.names, zip(*scaled, strict=True), strict=True)
-    ]
+    if any(len(times) != len(profile.names) for times in scaled):
+        raise MeasurementError(f"{name}: the profiler's runs do not have a time for each of {len(profile.names)} nodes")
+    return [(node, interquartile_mean(times)) for node, times in zip(profile.names, zip(*scaled))]
 
 
 def _parse(line: str) -> Message:

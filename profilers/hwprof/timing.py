@@ -8,7 +8,6 @@ anchors' reference time turns ratios into milliseconds.
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import statistics
@@ -93,9 +92,7 @@ class GroupTiming:
     def timing(self, name: str, plan: Plan) -> Timing:
         """The statistics of one model, with the reason where the numbers are not good enough."""
         visits = self.visits[name]
-        ratios = [
-            visit.ms / anchor if anchor > 0 else 0.0 for visit, anchor in zip(visits, self.anchor_ms, strict=True)
-        ]
+        ratios = [visit.ms / anchor if anchor > 0 else 0.0 for visit, anchor in zip(visits, self.anchor_ms)]
         # One time that is not positive means a broken timer, whatever the other sweeps say.
         ratio = statistics.median(ratios) if min(ratios) > 0 else 0.0
         error, spread = standard_error(ratios), robust_spread(ratios)
@@ -187,7 +184,7 @@ def _visit(session: Session, plan: Plan, clock: Clock) -> Visit:
 def tick(readings: Sequence[int]) -> int:
     """The step in ns in which a clock moves, if differing readings are all multiples of one; 0 for a fine clock."""
     ordered = sorted(readings)
-    step = min((after - before for before, after in itertools.pairwise(ordered) if after > before), default=0)
+    step = min((after - before for before, after in zip(ordered, ordered[1:]) if after > before), default=0)
     return step if step and all(reading % step == 0 for reading in readings) else 0
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hwprof.errors import MeasurementError
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+Array: TypeAlias = "np.ndarray[Any, Any]"  # a text: old Pythons cannot evaluate it
 
 
 def read_arrays(files: Sequence[str]) -> list[Array]:

@@ -81,10 +81,10 @@ class OnnxModel:
             raise MeasurementError(f"onnxruntime cannot run {self._name}: {error}") from error
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
-        feeds = {
-            value.name: array.astype(_DTYPES[value.type])
-            for value, array in zip(self._session.get_inputs(), inputs, strict=True)
-        }
+        expected = self._session.get_inputs()
+        if len(inputs) != len(expected):
+            raise MeasurementError(f"{self._name} has {len(expected)} inputs, got {len(inputs)}")
+        feeds = {value.name: array.astype(_DTYPES[value.type]) for value, array in zip(expected, inputs)}
         try:
             return [np.asarray(output, np.float32) for output in self._session.run(None, feeds)]
         except Exception as error:
@@ -125,7 +125,7 @@ def _node_profile(events: list[dict[str, Any]]) -> NodeProfile:
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith(_KERNEL):
-            current.append((name.removesuffix(_KERNEL), float(event["dur"])))
+            current.append((name[: -len(_KERNEL)], float(event["dur"])))
         elif name == "model_run":
             runs.append(current)
             current = []

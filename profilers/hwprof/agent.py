@@ -1,8 +1,10 @@
 """The agent: runs on the device, takes jobs as JSON lines on standard input, answers in JSON lines.
 
-    -> {"job": "open", "target": {...}}
+    -> {"job": "open", "target": {...}, "host": "who asks"}
     <- {"event": "ready", "identity": {...}, "state": {...}, "versions": {...}}
     -> {"job": "group", "models": {"name": "file"}, "anchors": {"name": "file"}, "plan": {...}, "nodes": false, ...}
+    <- {"event": "waiting", "holder": ...}                once a second, while another measures on this machine
+    <- {"event": "loading", "done": 1}                    before every file: to load one can take minutes
     <- {"event": "sweep", "done": 1}                      progress, after every sweep
     <- {"event": "result", "name": ..., "ratio": ..., ...} one line per model
     <- {"event": "done", "anchor_ms": [...], "seconds": ..., "state": {...}, ...}
@@ -74,6 +76,7 @@ class Agent:
     def __init__(self, send: Callable[[Message], None]) -> None:
         self._send = send
         self._opened: tuple[Runtime, Target] | None = None
+        self._host = ""
 
     def answer(self, job: Message) -> None:
         """Do one job. Raises HwprofError on a job that cannot be done."""
@@ -81,7 +84,7 @@ class Agent:
             target = target_from_json(job["target"])
             require_runnable(target)
             runtime = make_runtime(target.runtime)
-            self._opened = runtime, target
+            self._opened, self._host = (runtime, target), str(job.get("host", ""))
             self._send(
                 {
                     "event": "ready",
@@ -92,7 +95,7 @@ class Agent:
             )
         elif job.get("job") == "group":
             # Two profiles on one machine take turns, group by group: they would measure each other.
-            with machine_lock(lambda holder: self._send({"event": "waiting", "holder": holder})):
+            with machine_lock(lambda holder: self._send({"event": "waiting", "holder": holder}), self._host):
                 self._group(job)
         elif job.get("job") == "infer":
             self._infer(job)
@@ -125,8 +128,10 @@ class Agent:
         anchors: dict[str, LoadedModel] = {}
         try:
             for name, file in job["anchors"].items():
+                self._send({"event": "loading", "done": len(anchors) + 1})
                 anchors[name] = runtime.load(Path(file), target, profile_nodes=False)
             for name, file in job["models"].items():
+                self._send({"event": "loading", "done": len(anchors) + len(models) + 1})
                 models[name] = runtime.load(Path(file), target, profile_nodes=bool(job["nodes"]))
             with _no_garbage_collection():
                 group = time_group(

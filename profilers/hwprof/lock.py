@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -24,8 +25,11 @@ from hwprof.errors import BusyError
 # A waiting process looks this often (a look costs microseconds, and others are measuring), and says so this often.
 POLL_SECONDS = 0.05
 TELL_SECONDS = 1.0
-# Longer than any group of measurements should take: then its process hangs, and somebody must look.
-MACHINE_SECONDS = 240.0
+# Longer than any group of measurements should take: then its process hangs, and somebody must look. To build engines
+# for twenty models is a part of it.
+MACHINE_SECONDS = 1800.0
+ANDROID_FOLDER = "/data/local/tmp"
+_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 # Errors of a system call that mean that another holds the lock, not that there are no locks on this file system.
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
@@ -34,8 +38,9 @@ class Lock:
     """Held from construction until `release`, until it is garbage, or until the process ends.
 
     Waits up to `wait_seconds` for another holder and tells `waiting` who that is, once a second. Raises BusyError with
-    the holder and `advice` if it still holds it then, OSError if the file cannot be made. A lock that the same thread
-    left behind (an error that somebody kept keeps all that it passed) is taken over: its work has ended.
+    the holder and `advice` if it still holds it then, OSError if the file cannot be made. `who` it is held for becomes
+    part of the holder's name. A `shared` lock is one of all users of the machine, and its file stays. A lock that the
+    same thread left behind (an error that somebody kept keeps all that it passed) is taken over: its work has ended.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Lock:
         *,
         wait_seconds: float = 0.0,
         waiting: Callable[[str], None] = lambda holder: None,
+        who: str = "",
+        shared: bool = False,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._thread = threading.current_thread()
@@ -52,7 +59,7 @@ class Lock:
         if mine is not None and (mine._thread is self._thread or not mine._thread.is_alive()):
             mine.release()
         begin = told = time.monotonic()
-        while (descriptor := _take(path)) is None:
+        while (descriptor := _take(path, who, shared)) is None:
             holder, now = _holder(path), time.monotonic()
             if now - begin >= wait_seconds:
                 raise BusyError(f"{holder} holds {path}; {advice}")
@@ -60,7 +67,7 @@ class Lock:
                 told = now
                 waiting(holder)
             time.sleep(POLL_SECONDS)
-        self._release = weakref.finalize(self, _let_go, descriptor, path, os.getpid())
+        self._release = weakref.finalize(self, _let_go, descriptor, path, os.getpid(), shared)
         _locks[path.absolute()] = self
 
     def __enter__(self) -> Lock:
@@ -85,28 +92,34 @@ def table_lock(path: Path) -> Lock:
     )
 
 
-def machine_lock(waiting: Callable[[str], None] = lambda holder: None) -> contextlib.AbstractContextManager[object]:
+def machine_lock(
+    waiting: Callable[[str], None] = lambda holder: None, who: str = ""
+) -> contextlib.AbstractContextManager[object]:
     """The lock of this machine, so that measurements of two profiles do not disturb each other; waits for its turn.
 
-    Raises BusyError if another measurement goes on for MACHINE_SECONDS. It is for the processes of one user; where
-    the system's folder of temporary files cannot be written there is none.
+    It is one for all users; where another's file is in its place, one for this user, and where the system's folder of
+    temporary files cannot be written there is none. Raises BusyError if another measurement goes on for
+    MACHINE_SECONDS.
     """
     user = str(os.getuid()) if hasattr(os, "getuid") else "machine"
-    path = Path(tempfile.gettempdir()) / f"hwprof-{user}.lock"
-    try:
-        return Lock(
-            path,
-            f"it has been measuring for {MACHINE_SECONDS:.0f} s: end it if it hangs, then run this again",
-            wait_seconds=MACHINE_SECONDS,
-            waiting=waiting,
-        )
-    except OSError:
-        return contextlib.nullcontext()
+    # Android's folder is the only one that its shell can write, and temporary files have no place of their own there.
+    folder = ANDROID_FOLDER if os.access(ANDROID_FOLDER, os.W_OK) else tempfile.gettempdir()
+    for name, shared in (("hwprof.lock", True), (f"hwprof-{user}.lock", False)):
+        with contextlib.suppress(OSError):
+            return Lock(
+                Path(folder) / name,
+                f"it has been measuring for {MACHINE_SECONDS:.0f} s: end it if it hangs, then run this again",
+                wait_seconds=MACHINE_SECONDS,
+                waiting=waiting,
+                who=who,
+                shared=shared,
+            )
+    return contextlib.nullcontext()
 
 
-def _take(path: Path) -> int | None:
+def _take(path: Path, who: str, shared: bool) -> int | None:
     """A descriptor that holds the lock; None if another holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    descriptor = _open_shared(path) if shared else os.open(path, _FLAGS | os.O_CREAT, 0o644)
     try:
         if not _lock(descriptor):
             os.close(descriptor)
@@ -114,10 +127,10 @@ def _take(path: Path) -> int | None:
         # The holder before may have removed the file after it was opened here: then others lock a new one.
         if not _is_at(descriptor, path):
             os.close(descriptor)
-            return _take(path)
+            return _take(path, who, shared)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, it is only nameless
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, _myself().encode())
+            os.write(descriptor, _myself(who).encode())
     except BaseException:
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -125,11 +138,45 @@ def _take(path: Path) -> int | None:
     return descriptor
 
 
-def _let_go(descriptor: int, path: Path, owner: int) -> None:
+def _open_shared(path: Path) -> int:
+    """The file opened, whoever made it; made for all users if it is missing.
+
+    In a folder of all users anybody can put anything in its place: a link is not followed, and what is no plain file,
+    or one that has another name elsewhere, is not written to. Raises OSError then.
+    """
+    problem = OSError()
+    for _ in range(10):
+        try:
+            # Not in one call: the kernel refuses to open another user's file with O_CREAT (fs.protected_regular).
+            return _require_plain(os.open(path, _FLAGS), path)
+        except FileNotFoundError as error:
+            problem = error
+        except PermissionError as error:  # perhaps because it was made just now and is not yet everybody's
+            problem = error
+            time.sleep(0.01)
+            continue
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, 0o666)  # whatever the umask
+            return descriptor
+    raise problem
+
+
+def _require_plain(descriptor: int, path: Path) -> int:
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a plain file of one name", str(path))
+
+
+def _let_go(descriptor: int, path: Path, owner: int, shared: bool) -> None:
     # A forked child has a copy of the descriptor, but the lock is its parent's.
     if owner == os.getpid() and _is_at(descriptor, path):
         with contextlib.suppress(OSError):  # Windows removes no open file; an empty lock file is harmless
-            path.unlink()
+            # The others may not remove a shared one, and must not wait for the first to come back.
+            os.ftruncate(descriptor, 0) if shared else path.unlink()
     with contextlib.suppress(OSError):
         os.close(descriptor)
 
@@ -141,14 +188,15 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _myself() -> str:
+def _myself(who: str) -> str:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return f"process {os.getpid()} on {socket.gethostname()} (since {now})"
+    return f"process {os.getpid()} on {socket.gethostname()}{f' for {who}' if who else ''} (since {now})"
 
 
 def _holder(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
+        text = path.read_text(encoding="utf-8", errors="replace").strip()[:300]
+        return "".join(filter(str.isprintable, text)) or "another process"
     except OSError:
         return "another process"
 

@@ -211,8 +211,11 @@ def test_progress_comes_while_it_happens(model: Path) -> None:
     assert device.started[0].poll() is not None
 
 
+READY = json.dumps({"event": "ready", "identity": {"cpu": "fast", "cores": "2"}, "state": {}, "versions": {}})
+
+
 def test_a_silent_agent_is_a_timeout(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    device = ScriptDevice('import sys\nprint(\'{"event": "ready"}\', flush=True)\nsys.stdin.read()')
+    device = ScriptDevice(f"import sys\nprint({READY!r}, flush=True)\nsys.stdin.read()")
     message = "the agent on local said nothing for 0.2 s; check that the device is awake"
     with AgentClient(device, Target(), timeout_seconds=0.2) as client, pytest.raises(DeviceError, match=message):
         client.measure({"m": model}, {}, PLAN)

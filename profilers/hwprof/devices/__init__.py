@@ -17,6 +17,7 @@ from hwprof.errors import TargetError
 
 DEVICES = {
     "local": "hwprof.devices.local:LocalDevice",
+    "adb": "hwprof.devices.adb:AdbDevice",
 }
 
 
@@ -25,6 +26,9 @@ class Device(Protocol):
 
     Raises TargetError, when made, on an address or an option that cannot be used.
     """
+
+    patience_seconds: float
+    """How long to wait for it when it went away in the middle of a run."""
 
     def __init__(self, address: str, options: Mapping[str, str]) -> None: ...
 
@@ -36,7 +40,13 @@ class Device(Protocol):
         """A process here whose standard input and output are the agent's. Raises DeviceError."""
 
     def put(self, path: Path) -> str:
-        """Bring a file to the device; the path it has there. Raises DeviceError."""
+        """Bring a file, and those that `hwprof.files.companions` names, to the device; the path it has there.
+
+        Raises DeviceError.
+        """
+
+    def tidy(self) -> None:
+        """A new job begins: files that were put for earlier ones may be removed. Raises DeviceError."""
 
 
 def device_class(kind: str) -> type[Device]:
@@ -56,6 +66,14 @@ def make_device(text: str) -> Device:
     except ValueError as error:
         raise TargetError(f"the options of the device {text!r} must be NAME=VALUE, joined by &: {error}") from error
     return device_class(kind)(address, parsed)
+
+
+def make_devices(texts: str) -> dict[str, Device]:
+    """The devices of comma-separated texts, by text. Raises TargetError on one that cannot be, or comes twice."""
+    names = [text.strip() for text in texts.split(",")]
+    if len(set(names)) < len(names):
+        raise TargetError(f"the devices {texts!r} name one device twice")
+    return {text: make_device(text) for text in names}
 
 
 def require_options(kind: str, options: Mapping[str, str], known: tuple[str, ...]) -> None:

@@ -16,6 +16,8 @@ from hwprof.errors import DeviceError, TargetError
 class LocalDevice:
     """The machine that the host runs on."""
 
+    patience_seconds = 5.0
+
     def __init__(self, address: str = "", options: Mapping[str, str] | None = None) -> None:
         if address:
             raise TargetError(f"the device local is this machine and has no address, got {address!r}")
@@ -45,3 +47,6 @@ class LocalDevice:
 
     def put(self, path: Path) -> str:
         return str(path.resolve())
+
+    def tidy(self) -> None:
+        """Nothing was brought."""

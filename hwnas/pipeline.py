@@ -19,7 +19,8 @@ from hwnas.export.onnx import export_onnx, write_onnx
 from hwnas.export.verify import Verification, verify_onnx
 from hwnas.latency.check import Check, check_table, reanchored
 from hwnas.latency.measure import Measured, measure_files
-from hwnas.latency.sweep import SweepConfig, profile
+from hwnas.latency.selection import SweepConfig
+from hwnas.latency.sweep import profile
 from hwnas.report.html import write_html
 from hwnas.report.summary import RunSummary
 from hwnas.results import drift_warnings, exported_file, model_card, network_row, write_summary
@@ -62,7 +63,7 @@ def profile_stage(run: Run, *, fresh: bool = False) -> ProfileResult:
         with table_lock(path):
             move_aside(path)
     config = SweepConfig(section.networks, section.fit, section.held_out, seed=run.recipe.seed)
-    table = profile(run.space, run.target, run.device, path, config, progress=run.progress)
+    table = profile(run.space, run.target, run.devices, path, config, progress=run.progress)
     return ProfileResult(path, table, False)
 
 

@@ -32,7 +32,8 @@ from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch
 from hwnas.spaces import make_space, space_arguments
 from hwnas.train.data import ImageData, load_data
 from hwprof.client import AgentClient
-from hwprof.devices import Device, make_device
+from hwprof.devices import Device, make_devices
+from hwprof.farm import first_reachable
 from hwprof.files import write_atomic
 from hwprof.host import device_slug
 from hwprof.table import LatencyTable, read_table
@@ -101,8 +102,14 @@ class Run:
         return self.recipe.target.target()
 
     @cached_property
+    def devices(self) -> dict[str, Device]:
+        """The target's devices, of one kind, by their texts."""
+        return make_devices(self.target.device)
+
+    @cached_property
     def device(self) -> Device:
-        return make_device(self.target.device)
+        """The first of the target's devices that can be reached."""
+        return first_reachable(self.devices, self.target)
 
     @cached_property
     def table_path(self) -> Path:

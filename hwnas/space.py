@@ -185,6 +185,11 @@ def parse_arch(text: str) -> Arch:
     return tuple(int(part) for part in text.split("-"))
 
 
+def rows_of(archs: IntMatrix) -> list[Arch]:
+    """(n, slots) -> n architectures."""
+    return [tuple(int(option) for option in row) for row in archs]
+
+
 def unique_archs(archs: IntMatrix) -> IntMatrix:
     """(n, slots) -> (m, slots): duplicates removed, first occurrences kept in order."""
     _, first = np.unique(archs, axis=0, return_index=True)

@@ -11,7 +11,7 @@ from hwnas.errors import PredictorError
 from hwnas.graphs import write_arch
 from hwnas.latency.measure import anchor_scale, measure_group, write_models
 from hwnas.latency.rows import position_times
-from hwnas.latency.sweep import SweepConfig
+from hwnas.latency.selection import SweepConfig
 from hwnas.space import Arch, SearchSpace, format_arch, parse_arch
 from hwprof.client import AgentClient, Result
 from hwprof.devices import Device

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from hwnas.cli import app
 from hwnas.errors import HwnasError
-from hwnas.latency.sweep import SweepConfig, profile
+from hwnas.latency.selection import SweepConfig
+from hwnas.latency.sweep import profile
 from hwnas.recipe import parse_recipe
 from hwnas.run import Run
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
@@ -71,7 +72,7 @@ head_widths = [32, 32]
 
 
 def run(folder: Path, device: LocalDevice | None = None) -> LatencyTable:
-    return profile(SPACE, Target(), device or LocalDevice(), folder / "table.json", CONFIG)
+    return profile(SPACE, Target(), {"local": device or LocalDevice()}, folder / "table.json", CONFIG)
 
 
 def shape(table: LatencyTable) -> Any:

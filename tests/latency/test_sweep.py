@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from hwnas.errors import PredictorError
-from hwnas.latency import sweep
+from hwnas.graphs import write_arch
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import TablePredictor
-from hwnas.latency.sweep import AGAIN, NODES, WHOLE, SweepConfig, profile, select_networks
+from hwnas.latency.selection import SweepConfig, select_networks
+from hwnas.latency.session import AGAIN, NODES, WHOLE
+from hwnas.latency.sweep import profile
 from hwnas.space import parse_arch
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwprof.client import AgentClient, Group
@@ -77,7 +79,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
 
 
 def run(space: MobileNetV3Space, folder: Path, config: SweepConfig = CONFIG, **options: Any):
-    return profile(space, Target(), LocalDevice(), folder / "table.json", config, **options)
+    return profile(space, Target(), {"local": LocalDevice()}, folder / "table.json", config, **options)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -100,7 +102,7 @@ def test_a_profile_measures_every_block_and_validates(space: MobileNetV3Space, t
     assert read.provenance["device_seconds"] >= 0
     assert list(dict.fromkeys(stage for stage, _, _ in stages)) == [NODES, WHOLE, AGAIN]
     # Seven networks in groups of at most three, each beside the anchors.
-    assert [done for stage, done, _ in stages if stage == WHOLE] == [0, 2, 2, 4, 4, 7]
+    assert [done for stage, done, _ in stages if stage == WHOLE] == [0, 2, 4, 7]
     assert {anchors for _, anchors in spy.groups} == {5}
     assert (TablePredictor(space, read).predict_ms(space.sample(5, np.random.default_rng(0))) > 0).all()
 
@@ -184,11 +186,12 @@ def test_an_interrupted_profile_measures_nothing_twice(
 HOST = """
 import sys
 from pathlib import Path
-from hwnas.latency.sweep import SweepConfig, profile
+from hwnas.latency.selection import SweepConfig
+from hwnas.latency.sweep import profile
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwprof.devices.local import LocalDevice
 from hwprof.target import Plan, Target
-profile(MobileNetV3Space(**{arguments!r}), Target(), LocalDevice(), Path({path!r}), {config!r})
+profile(MobileNetV3Space(**{arguments!r}), Target(), {{"local": LocalDevice()}}, Path({path!r}), {config!r})
 """
 
 
@@ -243,7 +246,13 @@ def test_another_recipes_journal_is_refused(
     arguments = {"space": space, "target": Target(), "config": CONFIG, **change}
     before = (tmp_path / "table.journal").read_bytes()
     with pytest.raises(TableError, match=f"unfinished measurements of something else .*{named}"):
-        profile(arguments["space"], arguments["target"], LocalDevice(), tmp_path / "table.json", arguments["config"])
+        profile(
+            arguments["space"],
+            arguments["target"],
+            {"local": LocalDevice()},
+            tmp_path / "table.json",
+            arguments["config"],
+        )
     assert (tmp_path / "table.journal").read_bytes() == before
 
 
@@ -298,7 +307,7 @@ def refuse(group: Group, chosen: Any) -> Group:
 def test_a_refused_network_is_tried_again_in_other_company(
     space: MobileNetV3Space, tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hwnas.latency.sweep.LEAST_PROFILED", 0)
+    monkeypatch.setattr("hwnas.latency.selection.LEAST_PROFILED", 0)
 
     def refuse_first(client: AgentClient, group: Group, call: int) -> Group:
         return refuse(group, lambda result: call in (1, 3) and result.name == group.results[0].name)
@@ -362,7 +371,7 @@ def test_a_noisy_neighbour_is_seen_through_or_refused(space: MobileNetV3Space, t
     paths = {}
     for arch in select_networks(big, BlockIndex(big), CONFIG).anchors:
         options = tuple(int(option) for option in arch)
-        paths["-".join(map(str, arch))] = sweep.write_arch(big, options, Target(), tmp_path / str(len(paths)))
+        paths["-".join(map(str, arch))] = write_arch(big, options, Target(), tmp_path / str(len(paths)))
     first, *others = paths.items()
     plan = Plan(sweeps=7, max_sweeps=9, max_runs=8, visit_ms=3.0)
     with AgentClient(LocalDevice(), Target()) as client:
@@ -383,7 +392,7 @@ def test_a_noisy_neighbour_is_seen_through_or_refused(space: MobileNetV3Space, t
 def test_a_quick_selection_holds_every_operator_and_a_small_covering_set_is_filled_up() -> None:
     from hwnas.latency.estimate import block_features, with_unseen_operators
     from hwnas.latency.index import BlockIndex
-    from hwnas.latency.sweep import LEAST_PROFILED, select_networks
+    from hwnas.latency.selection import LEAST_PROFILED, select_networks
     from hwnas.spaces.nasbench201 import NasBench201Space
 
     cells = NasBench201Space(channels=4, cells=1, resolution=8)

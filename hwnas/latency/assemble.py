@@ -1,0 +1,131 @@
+"""From a profile's measurements to its latency table: rows, calibration, validation, provenance."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas import __version__
+from hwnas.latency.calibrate import calibrate
+from hwnas.latency.estimate import block_features, estimate, estimate_rows
+from hwnas.latency.fusion import FusionCounts
+from hwnas.latency.index import BlockIndex
+from hwnas.latency.measure import anchor_scale
+from hwnas.latency.rows import measured_rows, node_counts, position_times
+from hwnas.latency.selection import Selection
+from hwnas.latency.session import AGAIN, BLOCKS, NODES, WHOLE, Session, anchor_name
+from hwnas.space import IntMatrix, format_arch, parse_arch, rows_of
+from hwprof.journal import Record
+from hwprof.table import LatencyTable, Model, Row, Validation
+
+
+def make_table(session: Session, index: BlockIndex, selection: Selection) -> LatencyTable:
+    """The table of what a session measured of the selected networks, calibrated and validated."""
+    records = session.journal.records
+    first_session = [record for record in records if record["phase"] != AGAIN]
+    anchors = list(_anchor_models(session, first_session))
+    scale = anchor_scale(anchors)
+    rows, nodes = _block_rows(session, index, scale)
+    rows |= estimate_rows(index, rows)
+    nodes |= estimate(index, nodes)[0]
+    whole, again = session.accepted_archs(WHOLE), session.accepted_archs(AGAIN)
+
+    def measured(archs: IntMatrix, role: str) -> Iterator[Model]:
+        for arch in rows_of(archs):
+            if arch in whole:
+                second = again[arch]["ratio"] * scale if arch in again else None
+                yield Model(format_arch(arch), role, whole[arch]["ratio"] * scale, whole[arch]["spread"], second)
+
+    fit, held_out = list(measured(selection.fit, "fit")), list(measured(selection.held_out, "held-out"))
+    fusions = FusionCounts(index.space, selection.fusions)
+    calibration = calibrate(
+        np.array([rows[key].ms for key in index.keys]),
+        np.array([nodes[key] for key in index.keys]),
+        block_features(index.blocks),
+        index.counts(_matrix(fit)),
+        np.array([model.ms for model in fit]),
+        fusions(_matrix(fit)),
+    )
+    predicted_ms = calibration.predict_ms(index.counts(_matrix(held_out)), fusions(_matrix(held_out)))
+    return LatencyTable(
+        target=session.target,
+        fingerprint=session.farm.fingerprint,
+        provenance=_provenance(session, records),
+        intercept_ms=calibration.intercept_ms,
+        models=(*anchors, *fit, *held_out),
+        validation=_validate(predicted_ms, held_out),
+        rows={
+            key: replace(rows[key], ms=float(ms), profiled_ms=rows[key].ms)
+            for key, ms in zip(index.keys, calibration.block_ms, strict=True)
+        },
+        fusion_ms=dict(zip(selection.fusions, map(float, calibration.fusion_ms), strict=True)),
+    )
+
+
+def _block_rows(session: Session, index: BlockIndex, scale: float) -> tuple[dict[str, Row], dict[str, float]]:
+    """Measured rows, and how often each paid what a profiler adds per node, or an inference when measured alone."""
+    alone = session.accepted(BLOCKS)
+    if alone:
+        rows = {key: Row(result["ratio"] * scale, min(result["spread"], 1.0), 1) for key, result in alone.items()}
+        return rows, dict.fromkeys(rows, 1.0)
+    profiled = session.accepted_archs(NODES)
+    archs = np.array(list(profiled), dtype=np.int64)
+    times = [
+        {position: ratio * scale for position, ratio in position_times(result["nodes"]).items()}
+        for result in profiled.values()
+    ]
+    return (
+        measured_rows(index, archs, times),
+        node_counts(index, archs, (result["nodes"] for result in profiled.values())),
+    )
+
+
+def _validate(predicted_ms: Any, held_out: Sequence[Model]) -> Validation:
+    measured = np.array([model.ms for model in held_out])
+    errors = np.abs(predicted_ms / measured - 1)
+    twice = [model.again_ms / model.ms - 1 for model in held_out if model.again_ms is not None]
+    return Validation(len(held_out), float(errors.mean()), float(errors.max()), float(np.mean(np.abs(twice))))
+
+
+def _anchor_models(session: Session, records: Sequence[Record]) -> Iterator[Model]:
+    for arch in session.anchors:
+        times = np.array([ms for record in records for ms in record["anchors"][anchor_name(arch)]])
+        middle = float(np.median(times))
+        yield Model(format_arch(arch), "anchor", middle, float(1.4826 * np.median(np.abs(times / middle - 1))))
+
+
+def _provenance(session: Session, records: Sequence[Record]) -> dict[str, Any]:
+    drift = [float(np.median(record["anchor_ms"])) for record in records]
+    refusals = [
+        f"{record['phase']}, {result['name']}: {result['refused']}"
+        for record in records
+        for result in record["results"]
+        if result["refused"]
+    ]
+    return {
+        "hwnas": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "space": {"name": session.space.name, **session.space.config},
+        "profiled_networks": len(session.accepted(NODES)),
+        "profiled_blocks": len(session.accepted(BLOCKS)),
+        "devices": sorted({record["device"] for record in records if "device" in record}),
+        "device_seconds": round(sum(record["seconds"] for record in records), 1),
+        "refused": len(refusals),
+        "refusals": refusals,
+        "anchor_range": round(max(drift) / min(drift) - 1, 4),
+        "stolen_seconds": round(sum(record["stolen_seconds"] for record in records), 2),
+        "involuntary_switches": sum(record["involuntary_switches"] for record in records),
+        "state": records[-1]["state"],
+    }
+
+
+def _matrix(models: Sequence[Model]) -> IntMatrix:
+    return np.array([parse_arch(model.name) for model in models], dtype=np.int64)

@@ -1,6 +1,6 @@
 """One file per way to reach a machine. A device starts the agent there and brings model files to it.
 
-A device is written as text: KIND, KIND:ADDRESS or KIND:ADDRESS?OPTION=VALUE&OPTION=VALUE, e.g. "local",
+A device is written as text: KIND, KIND:ADDRESS, and with options ?OPTION=VALUE&OPTION=VALUE behind, e.g. "local",
 "ssh:pi@board?python=venv/bin/python", "adb:0A1B2C3D".
 """
 
@@ -17,6 +17,7 @@ from hwprof.errors import TargetError
 
 DEVICES = {
     "local": "hwprof.devices.local:LocalDevice",
+    "ssh": "hwprof.devices.ssh:SshDevice",
     "adb": "hwprof.devices.adb:AdbDevice",
 }
 
@@ -59,8 +60,8 @@ def device_class(kind: str) -> type[Device]:
 
 def make_device(text: str) -> Device:
     """The device of that text. Raises TargetError on one that cannot be."""
-    kind, _, rest = text.partition(":")
-    address, _, options = rest.partition("?")
+    place, _, options = text.partition("?")
+    kind, _, address = place.partition(":")
     try:
         parsed = dict(parse_qsl(options, strict_parsing=True)) if options else {}
     except ValueError as error:

@@ -23,7 +23,7 @@ LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 _KERNEL = "_kernel_time"
 
 
@@ -66,7 +66,9 @@ class OnnxModel:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             self._binding = self._session.io_binding()
             for value in self._session.get_inputs():
-                self._binding.bind_ortvalue_input(value.name, ort.OrtValue.ortvalue_from_numpy(_images(value, target)))
+                self._binding.bind_ortvalue_input(
+                    value.name, ort.OrtValue.ortvalue_from_numpy(bound_images(value, target))
+                )
             for value in self._session.get_outputs():
                 self._binding.bind_output(value.name, "cpu")
         except MeasurementError:
@@ -84,7 +86,7 @@ class OnnxModel:
         expected = self._session.get_inputs()
         if len(inputs) != len(expected):
             raise MeasurementError(f"{self._name} has {len(expected)} inputs, got {len(inputs)}")
-        feeds = {value.name: array.astype(_DTYPES[value.type]) for value, array in zip(expected, inputs)}
+        feeds = {value.name: array.astype(DTYPES[value.type]) for value, array in zip(expected, inputs)}
         try:
             return [np.asarray(output, np.float32) for output in self._session.run(None, feeds)]
         except Exception as error:
@@ -104,18 +106,21 @@ class OnnxModel:
         return _node_profile(events)
 
 
-def _images(value: Any, target: Target) -> Array:
-    """Random inputs; a dynamic first dimension is the batch, any other dynamic dimension cannot be guessed."""
+def bound_images(value: Any, target: Target) -> Array:
+    """Random inputs, of the type that the model takes."""
+    return random_images(bound_shape(value, target), DTYPES[value.type])
+
+
+def bound_shape(value: Any, target: Target) -> list[int]:
+    """Shape of an input or output; a dynamic first dimension is the batch, no other one can be guessed."""
     shape = [
         target.batch if axis == 0 and not isinstance(extent, int) else extent for axis, extent in enumerate(value.shape)
     ]
-    if not all(isinstance(extent, int) and extent > 0 for extent in shape) or value.type not in _DTYPES:
-        raise MeasurementError(
-            f"input {value.name} of shape {value.shape}, type {value.type}: only the batch may be dynamic"
-        )
+    if not all(isinstance(extent, int) and extent > 0 for extent in shape) or value.type not in DTYPES:
+        raise MeasurementError(f"{value.name} of shape {value.shape}, type {value.type}: only the batch may be dynamic")
     if shape and shape[0] != target.batch:
-        raise MeasurementError(f"input {value.name} has batch {shape[0]}, the target has batch {target.batch}")
-    return random_images(shape, _DTYPES[value.type])
+        raise MeasurementError(f"{value.name} has batch {shape[0]}, the target has batch {target.batch}")
+    return shape
 
 
 def _node_profile(events: list[dict[str, Any]]) -> NodeProfile:

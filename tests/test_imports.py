@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for
-RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tensorrt", "ai_edge_litert", "tflite_runtime", "cuda"}
+RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tensorrt", "ai_edge_litert", "tflite_runtime", "onnx"}
 
 
 def module_files() -> list[tuple[str, Path]]:

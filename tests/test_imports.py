@@ -41,6 +41,9 @@ MAY_IMPORT = {
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for
 RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tensorrt", "ai_edge_litert", "tflite_runtime", "onnx"}
 
+# torch is too large for most devices, but it is what GPUs without TensorRT run: only its own runtimes may import it
+TORCH_RUNTIMES = {"hwprof.runtimes.torch_eager", "hwprof.runtimes.torch_cuda"}
+
 
 def module_files() -> list[tuple[str, Path]]:
     found = []
@@ -89,7 +92,8 @@ def wrong_in_hwprof(module: str, imported: str) -> bool:
     package = imported.split(".")[0]
     if package in sys.stdlib_module_names or package == "hwprof":
         return False
-    return not (is_runtime(module) and package in RUNTIME_PACKAGES)
+    allowed = RUNTIME_PACKAGES if is_runtime(module) else set()
+    return package not in (allowed | {"torch"} if module in TORCH_RUNTIMES else allowed)
 
 
 def is_runtime(module: str) -> bool:
@@ -132,6 +136,7 @@ def test_every_module_has_a_place_in_the_design(module: str) -> None:
         ("hwprof.runtimes.__init__", "import onnxruntime"),
         ("hwprof.runtimes.ort", "import optuna"),
         ("hwprof.runtimes.ort", "def f():\n    import torch"),
+        ("hwprof.runtimes.torch_file", "import torch"),
         ("hwprof.runtimes.ort", "def f():\n    import hwnas.errors"),
     ],
 )
@@ -147,6 +152,7 @@ def test_a_wrong_direction_is_found(module: str, source: str) -> None:
         ("hwnas.latency.sweep", "from hwprof.table import LatencyTable\nfrom hwnas import __version__"),
         ("hwnas.pipeline", "from hwnas import report\nfrom hwnas.recipe import Recipe\nimport hwnas.search.study"),
         ("hwprof.runtimes.ort", "import numpy\nimport onnxruntime as ort"),
+        ("hwprof.runtimes.torch_eager", "import numpy\nimport torch.nn"),
         ("hwprof.timing", "from .host import Host\nfrom . import table\nimport json, hwprof.target"),
     ],
 )

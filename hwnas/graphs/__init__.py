@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # format -> (module with `write(graph, path, precision)`, suffix of its files)
 FORMATS = {
     "onnx": ("hwnas.graphs.onnx", ".onnx"),
+    "torch": ("hwnas.graphs.torchgraph", ".torch.zip"),
 }
 
 

@@ -35,6 +35,8 @@ RUNTIMES = {
     "onnxruntime": Kind(
         "hwprof.runtimes.onnxruntime:OnnxRuntime", "onnx", ("fp32", "fp16", "int8"), True, "onnxruntime"
     ),
+    "torch": Kind("hwprof.runtimes.torch_eager:TorchCpu", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
+    "torch-cuda": Kind("hwprof.runtimes.torch_cuda:TorchCuda", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
 }
 
 

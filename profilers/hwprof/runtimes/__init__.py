@@ -37,6 +37,13 @@ RUNTIMES = {
     ),
     "torch": Kind("hwprof.runtimes.torch_eager:TorchCpu", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
     "torch-cuda": Kind("hwprof.runtimes.torch_cuda:TorchCuda", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
+    "tensorrt": Kind("hwprof.runtimes.tensorrt:TensorRtRuntime", "onnx", ("fp32", "fp16", "bf16"), True, "tensorrt"),
+    "onnxruntime-cuda": Kind(
+        "hwprof.runtimes.onnxruntime_gpu:OnnxRuntimeCuda", "onnx", ("fp32", "fp16"), False, "onnxruntime-gpu"
+    ),
+    "onnxruntime-tensorrt": Kind(
+        "hwprof.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt", "onnx", ("fp32", "fp16"), False, "onnxruntime-gpu tensorrt"
+    ),
 }
 
 

@@ -42,7 +42,11 @@ RUNTIMES = {
         "hwprof.runtimes.onnxruntime_gpu:OnnxRuntimeCuda", "onnx", ("fp32", "fp16"), False, "onnxruntime-gpu"
     ),
     "onnxruntime-tensorrt": Kind(
-        "hwprof.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt", "onnx", ("fp32", "fp16"), False, "onnxruntime-gpu tensorrt"
+        "hwprof.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
+        "onnx",
+        ("fp32", "fp16"),
+        False,
+        "onnxruntime-gpu 'tensorrt<11'",
     ),
 }
 

@@ -2,9 +2,11 @@
 
     -> {"job": "open", "target": {...}, "host": "who asks"}
     <- {"event": "ready", "identity": {...}, "state": {...}, "versions": {...}}
-    -> {"job": "group", "models": {"name": "file"}, "anchors": {"name": "file"}, "plan": {...}, "nodes": false, ...}
+    -> {"job": "group", "models": {"name": "file"}, "anchors": {"name": "file"}, "plan": {...}, "nodes": false, ...,
+        "reference_ms": {"anchor": 1.0}}                  what the anchors took when the device was cool, if to wait for
     <- {"event": "waiting", "holder": ...}                once a second, while another measures on this machine
     <- {"event": "loading", "done": 1}                    before every file: to load one can take minutes
+    <- {"event": "cooling", "slower": 0.1}                before every pause, while the anchors take longer than that
     <- {"event": "sweep", "done": 1}                      progress, after every sweep
     <- {"event": "result", "name": ..., "ratio": ..., ...} one line per model
     <- {"event": "done", "anchor_ms": [...], "seconds": ..., "state": {...}, ...}
@@ -28,14 +30,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, TextIO
 
-from hwprof import __version__, host
+from hwprof import __version__, cores, host
+from hwprof.cooling import cool_down
 from hwprof.errors import HwprofError, MeasurementError, TargetError
 from hwprof.lock import machine_lock
 from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime, require_runnable
-from hwprof.target import Target, plan_from_json, target_from_json
+from hwprof.target import Plan, Target, plan_from_json, target_from_json
 from hwprof.timing import GroupTiming, interquartile_mean, time_group
 
 Message = Dict[str, Any]  # evaluated on the device, whose Python may be old
+
+# Idle threads that spin, and reports to a vendor, would take their time from what is measured.
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def main() -> None:
@@ -43,6 +49,7 @@ def main() -> None:
     # Libraries write what they like to descriptor 1; answers get a copy of it and the rest goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     try:
         serve(sys.stdin, answers)
     except BrokenPipeError:
@@ -83,6 +90,7 @@ class Agent:
         if job.get("job") == "open":
             target = target_from_json(job["target"])
             require_runnable(target)
+            cores.pin(target.threads)  # before the runtime starts threads of its own, which stay where this one is
             runtime = make_runtime(target.runtime)
             self._opened, self._host = (runtime, target), str(job.get("host", ""))
             self._send(
@@ -110,12 +118,12 @@ class Agent:
 
     def _infer(self, job: Message) -> None:
         # NumPy comes with every runtime; a device that has neither can still say so.
-        from hwprof.runtimes.arrays import encoded, read_arrays
+        from hwprof.runtimes.arrays import encoded, infer_batches, read_arrays
 
         runtime, target = self._open
         model = runtime.load(Path(job["model"]), target, profile_nodes=False)
         try:
-            outputs = model.infer(read_arrays(job["inputs"]))
+            outputs = infer_batches(model, read_arrays(job["inputs"]), target.batch)
         finally:
             model.close()
         self._send({"event": "outputs", "outputs": [encoded(array) for array in outputs]})
@@ -133,6 +141,7 @@ class Agent:
             for name, file in job["models"].items():
                 self._send({"event": "loading", "done": len(anchors) + len(models) + 1})
                 models[name] = runtime.load(Path(file), target, profile_nodes=bool(job["nodes"]))
+            cooling_seconds = self._cool_down(job, anchors, plan)
             with _no_garbage_collection():
                 group = time_group(
                     models,
@@ -162,8 +171,21 @@ class Agent:
                 "seconds": time.perf_counter() - begin,
                 "stolen_seconds": host.stolen_seconds() - stolen,
                 "involuntary_switches": host.involuntary_switches() - switches,
-                "state": host.state(),
+                "state": {**host.state(), **({"cooling_seconds": f"{cooling_seconds:.0f}"} if cooling_seconds else {})},
             }
+        )
+
+    def _cool_down(self, job: Message, anchors: dict[str, LoadedModel], plan: Plan) -> float:
+        runtime, target = self._open
+        reference_ms = {str(name): float(ms) for name, ms in job.get("reference_ms", {}).items()}
+        if not reference_ms:
+            return 0.0
+        return cool_down(
+            anchors,
+            reference_ms,
+            plan,
+            runtime.clock(target),
+            lambda slower: self._send({"event": "cooling", "slower": slower}),
         )
 
 

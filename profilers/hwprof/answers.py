@@ -107,6 +107,11 @@ def read_holder(message: Message) -> str:
     return _text(message.get("holder"))
 
 
+def read_slower(message: Message) -> float:
+    """How much longer than when it was cool the device takes for the anchors, as a fraction."""
+    return _number(message.get("slower"), least=0.0, most=MAX_NUMBER)
+
+
 def read_result(message: Message, models: Collection[str]) -> Result:
     """The result of one of the models that were asked for."""
     name = message.get("name")

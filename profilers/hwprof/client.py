@@ -7,6 +7,7 @@ import getpass
 import json
 import queue
 import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -51,6 +52,8 @@ class AgentClient:
         self._device, self._target, self._timeout, self._waiting = device, target, timeout_seconds, waiting
         self._process: subprocess.Popen[str] | None = None
         self.ready: dict[str, dict[str, str]] = {}
+        # What each set of anchors took in the first group beside them, when the device was cool.
+        self._cool_ms: dict[frozenset[str], dict[str, float]] = {}
 
     def __enter__(self) -> AgentClient:
         self.restart()
@@ -135,13 +138,16 @@ class AgentClient:
         nodes: bool = False,
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
+        reference_ms: Mapping[str, float] | None = None,
     ) -> Group:
         """Measure a group of model files beside anchors.
 
-        Raises DeviceError if the agent dies, answers nonsense or is silent for too long (see `patiently`), and
-        MeasurementError if a file cannot be run.
+        With `plan.cool_down_seconds` the anchors must be back at `reference_ms` before, by default what they took in
+        the first group beside them. Raises DeviceError if the agent dies, answers nonsense or is silent for too long
+        (see `patiently`), and MeasurementError if a file cannot be run.
         """
         self._device.tidy()
+        cool_ms = reference_ms or self._cool_ms.get(frozenset(anchors), {}) if plan.cool_down_seconds else {}
         self._send(
             {
                 "job": "group",
@@ -150,13 +156,18 @@ class AgentClient:
                 "plan": to_json(plan),
                 "nodes": nodes,
                 "seed": seed,
+                "reference_ms": dict(cool_ms),
             }
         )
         with self._understanding():
-            return self._group(models, anchors, plan, progress or (lambda done: None))
+            group = self._group(models, anchors, plan, progress or (lambda done: None))
+        took_ms = {name: statistics.median(times) for name, times in group.anchors.items()}
+        if all(ms > 0 for ms in took_ms.values()):
+            self._cool_ms.setdefault(frozenset(anchors), took_ms)
+        return group
 
     def infer(self, model: Path, inputs: Sequence[Path]) -> list[Output]:
-        """What a model file computes on the device from float32 inputs in .npy files.
+        """What a model file computes on the device from float32 inputs in .npy files, of any number of whole batches.
 
         Raises DeviceError if the agent dies or answers nonsense, MeasurementError if the file cannot be run.
         """
@@ -192,7 +203,7 @@ class AgentClient:
     ) -> Group:
         """Read the answers to a group up to its end. Raises Nonsense on any that is none."""
         results: list[Result] = []
-        missing, loaded, swept = set(models), 0, 0
+        missing, loaded, swept, cooling = set(models), 0, 0, 0
         turn = time.monotonic() + lock.MACHINE_SECONDS + self._timeout
         while True:
             message = self._receive(self._timeout)
@@ -201,6 +212,10 @@ class AgentClient:
                 self._waiting(f"{answers.read_holder(message)} measures on {self._target.device}: waiting for its turn")
             elif event == "loading":
                 loaded = _next(loaded, answers.read_count(message, len(models) + len(anchors)))
+            elif event == "cooling" and cooling < plan.cool_down_seconds:
+                cooling += 1
+                slower = answers.read_slower(message)
+                self._waiting(f"{self._target.device} has become {slower:.0%} slower: waiting until it has cooled")
             elif event == "sweep":
                 swept = _next(swept, answers.read_count(message, plan.max_sweeps))
                 progress(swept)

@@ -44,7 +44,8 @@ class Plan:
 
     A sweep visits every model and every anchor once, in a new order. A visit is `warmup_runs` runs, then at least
     `min_runs` timed runs and as many more as fit into `visit_ms`. Sweeps go on from `sweeps` up to `max_sweeps` as
-    long as a model's standard error is too large. Limits are fractions: 0.02 is 2%.
+    long as a model's standard error is too large. Limits are fractions: 0.02 is 2%. With `cool_down_seconds`, a device
+    that has become slower than in its first group is given so long before each group to cool (see `hwprof.cooling`).
     """
 
     sweeps: int = 7
@@ -56,6 +57,7 @@ class Plan:
     max_standard_error: float = 0.02
     max_spread: float = 0.10
     max_drift: float = 0.10
+    cool_down_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if not 3 <= self.sweeps <= self.max_sweeps:
@@ -64,6 +66,8 @@ class Plan:
             raise TargetError(f"a plan needs 1 <= min_runs <= max_runs, got {self.min_runs} and {self.max_runs}")
         if self.warmup_runs < 0:
             raise TargetError(f"a plan needs warmup_runs of at least 0, got {self.warmup_runs}")
+        if not 0 <= self.cool_down_seconds <= 3600:
+            raise TargetError(f"a plan needs cool_down_seconds between 0 and 3600, got {self.cool_down_seconds}")
         for name in ("visit_ms", "max_standard_error", "max_spread", "max_drift"):
             if not getattr(self, name) > 0:
                 raise TargetError(f"a plan needs {name} above 0, got {getattr(self, name)}")

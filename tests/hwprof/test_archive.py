@@ -17,7 +17,10 @@ from hwprof.files import companions
 from hwprof.target import Target, to_json
 
 # What runs on the device; the other files travel too, but nothing imports them there.
-AGENT_FILES = ("__init__", "agent", "errors", "host", "lock", "target", "timing", "runtimes/__init__")
+AGENT_FILES = (
+    "__init__", "agent", "android", "cooling", "cores", "emulator", "errors", "host", "lock", "target", "timing",
+    "runtimes/__init__",
+)  # fmt: skip
 
 
 def run_agent(archive: Path, python: str = sys.executable) -> dict[str, object]:

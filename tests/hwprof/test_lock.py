@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -223,6 +225,71 @@ def test_a_machine_that_stays_busy_is_told(own_machine: Path, monkeypatch: pytes
         with pytest.raises(BusyError, match=rf"process {other.pid} on .* it has been measuring for 0 s: end it if"):
             machine_lock()
         assert time.monotonic() - begin >= 0.2
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "folder", "pipe", "name of another file"])
+def test_what_is_no_lock_file_is_not_written_to_and_another_lock_is_taken(own_machine: Path, kind: str) -> None:
+    """Anybody can put anything into the folder of temporary files."""
+    precious, place = own_machine / "precious", own_machine / "hwprof.lock"
+    if kind != "broken link":
+        precious.write_text("precious")
+    if kind.endswith("link"):
+        place.symlink_to(precious)
+    elif kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.hardlink_to(precious)
+    with machine_lock():
+        (mine,) = own_machine.glob("hwprof-*.lock")
+        assert mine.read_text().startswith(f"process {os.getpid()} on ")
+    assert not precious.exists() if kind == "broken link" else precious.read_text() == "precious"
+
+
+def test_the_lock_of_a_machine_stays_for_the_next_user_and_names_nobody(own_machine: Path) -> None:
+    lock_file = own_machine / "hwprof.lock"
+    with machine_lock(who="ada@laptop"):
+        assert re.fullmatch(r"process \d+ on \S+ for ada@laptop \(since .*\)", lock_file.read_text())
+    assert lock_file.read_bytes() == b""
+    assert lock_file.stat().st_mode & 0o777 == 0o666
+    with machine_lock():
+        pass
+
+
+def test_a_holder_cannot_write_to_the_terminal(own_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "MACHINE_SECONDS", 0.1)
+    with other_process("lock = machine_lock(who='\\x1b[2Jnobody\\n')"), pytest.raises(BusyError) as refused:
+        machine_lock()
+    assert str(refused.value).partition(" holds ")[0].isprintable()
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="only root can become two other users")
+@pytest.mark.parametrize("first", [1234, 0])
+def test_users_of_one_machine_take_turns(first: int) -> None:
+    """In a folder such as /tmp, where the kernel guards the files of one user from another."""
+    become = "import os, sys\nfrom hwprof import lock\nuser = int(sys.argv[1])\n"
+    become += "os.setgroups([])\nos.setgid(user)\nos.setuid(user)\n"
+    hold = "with lock.machine_lock():\n    print('ready', flush=True)\n    sys.stdin.read()"
+    knock = "lock.MACHINE_SECONDS = 0.1\ntry:\n    lock.machine_lock()\nexcept Exception as error:\n    print(error)"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o1777)
+        environment = {**os.environ, "PYTHONPATH": str(SOURCES), "TMPDIR": folder}
+
+        def start(code: str, user: int) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", become + code, str(user)]
+            return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        with start(hold, first) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            for user in (1235, 1234, 0):
+                said, _ = start(knock, user).communicate()
+                assert said.startswith(f"process {holder.pid} on "), user
+            holder.kill()
+        for user in (1235, 1234, 0):
+            assert start(knock, user).communicate() == ("", None)
+        assert [path.name for path in Path(folder).iterdir()] == ["hwprof.lock"]
 
 
 def test_a_machine_without_a_place_for_the_lock_is_measured_all_the_same(

@@ -220,7 +220,7 @@ def search(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> N
 @app.command(epilog="Example: hwnas export pipelines/quickstart.toml")
 def export(recipe: RecipePath, as_json: Json = False) -> None:
     """Export the front of a finished search as ONNX, check the files and measure them again on the target."""
-    from hwnas.pipeline import export_stage
+    from hwnas.exporting import export_stage
 
     with _run(recipe) as run:
         summary = export_stage(run)

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
-import torch
-from torch import Tensor, nn
 
 from hwnas.confirm import confirmed
-from hwnas.errors import DataError, PredictorError, RunError
-from hwnas.export.card import metadata_of, write_card
-from hwnas.export.onnx import export_onnx, write_onnx
-from hwnas.export.verify import Verification, verify_onnx
+from hwnas.errors import DataError, RunError
+from hwnas.exporting import export_stage
 from hwnas.latency.check import Check, check_table, reanchored
-from hwnas.latency.measure import Measured, measure_files
 from hwnas.latency.selection import SweepConfig
 from hwnas.latency.sweep import profile
 from hwnas.report.html import write_html
 from hwnas.report.summary import RunSummary
-from hwnas.results import drift_warnings, exported_file, model_card, network_row, write_summary
-from hwnas.run import SURROGATE, Run, move_aside, score_objectives, score_study, train_objectives, train_study
+from hwnas.run import SURROGATE, Run, move_aside, score_objectives, score_study, train_study
 from hwnas.search.assisted import assisted_search, choose_finalists
-from hwnas.search.pareto import nondominated
-from hwnas.search.problem import to_losses
 from hwnas.search.study import ask_arch, failed, record_failure, record_trial, recorded
 from hwnas.space import Arch
 from hwnas.train.loop import TrainConfig, TrainingFailed, train
 from hwnas.train.preprocess import normalise
+from hwnas.trained import build, save_weights, trained_front, weights_path
 from hwnas.zeroshot import compute_scores
-from hwprof.errors import HwprofError
 from hwprof.lock import table_lock
 from hwprof.table import LatencyTable, write_table
 
@@ -108,19 +98,6 @@ def _check_data(run: Run) -> None:
         )
 
 
-def trained_front(run: Run) -> list[Arch]:
-    """The trained architectures that none beats in both validation accuracy and predicted latency, fastest first."""
-    study = train_study(run)
-    trials = recorded(study)
-    if not trials:
-        reasons = "; ".join(sorted(set(failed(study).values()))) or "nothing was trained"
-        raise RunError(f"{run.folder} holds no trained network ({reasons}); run: hwnas search RECIPE")
-    archs = list(trials)
-    values = np.array([trials[arch].values for arch in archs])
-    front = [archs[row] for row in np.flatnonzero(nondominated(to_losses(values, train_objectives(run))))]
-    return sorted(front, key=lambda arch: trials[arch].values[1])
-
-
 def _score_networks(run: Run) -> None:
     """Score as many architectures as the recipe says, all within the limits; what is recorded counts."""
     section, objectives = run.recipe.search, score_objectives(run)
@@ -173,13 +150,6 @@ def _score(run: Run, study: optuna.Study, arch: Arch, trial: optuna.Trial | None
     return result.value
 
 
-def build(run: Run, arch: Arch) -> nn.Module:
-    """The network with initial weights that follow from the recipe's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.recipe.seed)
-        return run.space.build(arch)
-
-
 def _train(run: Run, arch: Arch, stage: str) -> None:
     """Train an architecture and record it as a trial, unless it is one already."""
     study = train_study(run)
@@ -208,80 +178,6 @@ def _train(run: Run, arch: Arch, stage: str) -> None:
     latency = float(run.predictor.predict_ms(np.array([arch]))[0])
     record_trial(study, run.space, arch, (result.valid_accuracy, latency), asdict(result))
     checkpoint.unlink(missing_ok=True)
-
-
-def weights_path(run: Run, arch: Arch) -> Path:
-    """Where a trained network's weights are."""
-    return run.folder / "weights" / f"{run.network_name(arch)}.pt"
-
-
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's weights: the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    torch.save(module.state_dict(), unfinished)
-    unfinished.replace(path)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load weights into a module of the same architecture. Raises RunError if they cannot be used."""
-    try:
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # zip, pickle and torch each raise their own
-        raise RunError(
-            f"the weights in {path} cannot be used ({type(error).__name__}: {error}); restore them, or begin anew "
-            "with: hwnas run --fresh RECIPE"
-        ) from error
-
-
-def export_stage(run: Run) -> RunSummary:
-    """Export the front as ONNX, check the files, measure them again on the target, and write summary and report."""
-    run.open_folder()
-    with run.timed("export"):
-        front = trained_front(run)
-        models, verified = {}, {}
-        for number, arch in enumerate(front):
-            run.progress("export and check", number, len(front))
-            models[arch], verified[arch] = _export(run, arch)
-        run.progress("export and check", len(front), len(front))
-    warnings: list[str] = []
-    with run.timed("measure"):
-        files = {run.network_name(arch): exported_file(run, arch) for arch in front}
-        try:
-            measured: dict[str, Measured | str] = {
-                **measure_files(
-                    files,
-                    run.space,
-                    run.table,
-                    run.device,
-                    progress=lambda done, total: run.progress("measure exported files", done, total),
-                )
-            }
-        except (HwprofError, PredictorError) as error:  # no such device here, or a table without anchors
-            # The files are good; that they could not be measured here is said in their place.
-            measured = dict.fromkeys(files, str(error))
-            warnings.append(f"the exported files were not measured: {error}")
-    rows = [network_row(run, arch, verified[arch], measured[run.network_name(arch)]) for arch in front]
-    for arch, row in zip(front, rows, strict=True):
-        card = model_card(run, row, verified[arch])
-        write_onnx(models[arch], metadata_of(card), exported_file(run, arch))
-        write_card(card, exported_file(run, arch))
-    return write_summary(run, rows, warnings + drift_warnings(measured.values()))
-
-
-def _export(run: Run, arch: Arch) -> tuple[Any, Verification]:
-    module = build(run, arch)
-    load_weights(module, weights_path(run, arch))
-    model = export_onnx(module, run.space.input_shape(arch))
-    write_onnx(model, {}, exported_file(run, arch))
-    return model, verify_onnx(exported_file(run, arch), module, _test_batches(run, run.space.input_shape(arch)[1]))
-
-
-def _test_batches(run: Run, size: int, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    data = run.data
-    for start in range(0, len(data.x_test), batch):
-        images = normalise(data.x_test[start : start + batch], data.mean, data.std, size)
-        yield images.contiguous(), data.y_test[start : start + batch]
 
 
 def report_stage(folder: Path) -> RunSummary:

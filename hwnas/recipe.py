@@ -25,6 +25,7 @@ from pydantic import (
 
 from hwnas.errors import RecipeError
 from hwprof.errors import HwprofError
+from hwprof.runtimes import RUNTIMES, require_runnable
 from hwprof.target import Target, target_from_json
 
 if sys.version_info >= (3, 11):
@@ -60,9 +61,9 @@ class _Section(BaseModel):
 
 
 class TargetSection(_Section):
-    """[target]: the device and the runtime that the networks are for."""
+    """[target]: the device (or several of one kind, profiled together) and the runtime that the networks are for."""
 
-    device: str = "local"
+    device: str | list[str] = "local"
     runtime: str = "onnxruntime"
     precision: str = "fp32"
     batch: int = Field(default=1, ge=1)
@@ -70,8 +71,12 @@ class TargetSection(_Section):
     optimisation: Literal["all", "extended", "basic", "none"] = "all"
 
     def target(self) -> Target:
-        """The target as hwprof knows it."""
-        return target_from_json(self.model_dump())
+        """The target as hwprof knows it. Raises TargetError for a precision that its runtime does not have."""
+        devices = self.device if isinstance(self.device, str) else ", ".join(self.device)
+        target = target_from_json({**self.model_dump(), "device": devices})
+        if target.runtime in RUNTIMES:  # others cannot be measured from here, but tables of them can be searched under
+            require_runnable(target)
+        return target
 
 
 class SpaceSection(_Section):
@@ -95,13 +100,17 @@ class DataSection(_Section):
 
 
 class ProfileSection(_Section):
-    """[profile]: how much is measured, and where tables are kept."""
+    """[profile]: how much is measured, and where tables are kept.
+
+    Times of an emulator say nothing about a device: a table of one is only searched under if `emulated` allows it.
+    """
 
     tables: str = "latency_tables"
     table: str | None = None
     networks: int = Field(default=0, ge=0)
     fit: int | None = Field(default=None, ge=3)
     held_out: int | None = Field(default=None, ge=9)  # the interval of a prediction, 90%, needs nine
+    emulated: bool = False
 
 
 class SearchSection(_Section):

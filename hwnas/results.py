@@ -12,6 +12,7 @@ import numpy as np
 
 from hwnas import __version__
 from hwnas.errors import PredictorError
+from hwnas.export.native import is_native, native_name
 from hwnas.export.verify import Verification
 from hwnas.latency.measure import Measured
 from hwnas.report.html import write_html
@@ -24,9 +25,16 @@ from hwprof.files import write_atomic
 CONFIDENCE = 0.9
 
 
-def exported_file(run: Run, arch: Arch) -> Path:
-    """Where a network of the front is exported to."""
+def onnx_file(run: Run, arch: Arch) -> Path:
+    """Where a network of the front is exported to as ONNX."""
     return run.folder / "export" / f"{run.network_name(arch)}.onnx"
+
+
+def exported_file(run: Run, arch: Arch) -> Path:
+    """The file that the target runs, and is measured with: the ONNX file, or one of its own beside it."""
+    if not is_native(run.target):
+        return onnx_file(run, arch)
+    return run.folder / "export" / native_name(run.network_name(arch), run.target)
 
 
 def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured | str) -> NetworkRow:

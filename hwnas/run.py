@@ -33,6 +33,7 @@ from hwnas.spaces import make_space, space_arguments
 from hwnas.train.data import ImageData, load_data
 from hwprof.client import AgentClient
 from hwprof.devices import Device, make_devices
+from hwprof.errors import TableError
 from hwprof.farm import first_reachable
 from hwprof.files import write_atomic
 from hwprof.host import device_slug
@@ -134,9 +135,14 @@ class Run:
 
     @cached_property
     def table(self) -> LatencyTable:
-        """The latency table. Raises TableError if it is not there, damaged, or of another target."""
+        """The latency table. Raises TableError if it is not there, damaged, of another target, or of an emulator."""
         table = read_table(self.table_path)
         table.require_target(self.target)
+        if "emulated" in table.fingerprint and not self.recipe.profile.emulated:
+            raise TableError(
+                f"{self.table_path} was measured in an emulator ({table.fingerprint['emulated']}), whose times say "
+                "nothing about a device: profile the device, or set profile.emulated = true to try out the path"
+            )
         return table
 
     @cached_property

@@ -28,18 +28,20 @@ MAY_IMPORT = {
     "recipe": BELOW_PIPELINE,
     "run": BELOW_PIPELINE | {"recipe"},
     "results": BELOW_PIPELINE | {"recipe", "run"},
+    "trained": BELOW_PIPELINE | {"recipe", "run"},
+    "exporting": BELOW_PIPELINE | {"recipe", "run", "results", "trained"},
     "confirm": BELOW_PIPELINE | {"recipe", "run"},
-    "pipeline": BELOW_PIPELINE | {"recipe", "run", "results", "confirm"},
+    "pipeline": BELOW_PIPELINE | {"recipe", "run", "results", "confirm", "trained", "exporting"},
     "validating": BELOW_PIPELINE | {"recipe", "run"},
     "testing": BELOW_PIPELINE | {"recipe", "run", "pipeline"},
     "table_commands": BELOW_PIPELINE,
     "transfer_command": BELOW_PIPELINE | {"recipe", "run"},
     "cli": BELOW_PIPELINE
-    | {"recipe", "run", "pipeline", "testing", "table_commands", "transfer_command", "validating"},
+    | {"recipe", "run", "pipeline", "exporting", "testing", "table_commands", "transfer_command", "validating"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for
-RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tensorrt", "ai_edge_litert", "tflite_runtime", "onnx"}
+RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tensorrt", "ai_edge_litert", "tflite_runtime", "onnx", "ncnn"}
 
 # torch is too large for most devices, but it is what GPUs without TensorRT run: only its own runtimes may import it
 TORCH_RUNTIMES = {"hwprof.runtimes.torch_eager", "hwprof.runtimes.torch_cuda"}

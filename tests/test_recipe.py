@@ -44,7 +44,7 @@ def test_other_times_are_refused(value: object) -> None:
         (MINIMAL + '[train]\nepochs = "3"', ["train.epochs = '3'", "integer"]),
         (MINIMAL + "[train]\nepochs = true", ["train.epochs = True", "integer"]),
         (MINIMAL + '[train]\naugment = "flip"', ["train.augment = 'flip'", "'crop_flip'"]),
-        (MINIMAL + '[target]\nprecision = "fp8"', ["precision", "'fp8'", "'fp32'"]),
+        (MINIMAL + '[target]\nprecision = "fp8"', ["precision", "'fp8'", "fp32, fp16"]),
         (MINIMAL + "[target]\nbatch = 0", ["target.batch = 0"]),
         (MINIMAL + "target = 3", ["target = 3"]),
         (MINIMAL + "[data]\nvalid_fraction = 1", ["data.valid_fraction"]),

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import PredictorError
-from hwnas.graphs import write_arch, write_graph
-from hwnas.graphs.plain import traced_graph
+from hwnas.graphs import write_arch, write_trace
 from hwnas.latency.measure import anchor_scale, measure_group, write_models
 from hwnas.run import Run
 from hwnas.space import IntMatrix, format_arch, parse_arch
@@ -138,7 +137,7 @@ def measure_parts(run: Run, context: Context, what: str, traces: Mapping[str, Tr
     """Measure parts of networks, each as a model of its own."""
 
     def writer(traced: Trace) -> Writer:
-        return lambda stem: write_graph(traced_graph(traced, batch=run.target.batch), run.target, stem)
+        return lambda stem: write_trace(traced, run.target, stem)
 
     writers = {name: writer(traced) for name, traced in traces.items()}
     return measure(run, context, what, writers, context.parts_plan, PARTS)

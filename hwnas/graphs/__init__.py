@@ -13,29 +13,36 @@ if TYPE_CHECKING:
     from hwnas.blocks import Block
     from hwnas.graphs.plain import Graph
     from hwnas.space import Arch, SearchSpace
+    from hwnas.trace import Trace
     from hwprof.target import Target
 
 # format -> (module with `write(graph, path, precision)`, suffix of its files)
 FORMATS = {
     "onnx": ("hwnas.graphs.onnx", ".onnx"),
+    "ncnn": ("hwnas.graphs.ncnn", ".ncnn.param"),
     "torch": ("hwnas.graphs.torchgraph", ".torch.zip"),
 }
 
 
-def write_graph(graph: Graph, target: Target, stem: Path) -> Path:
-    """Write a graph as a file that the target's runtime runs, in the target's precision; the path: stem and suffix.
+def suffix_of(target: Target) -> str:
+    """The suffix of the model files that the target's runtime runs. Raises TargetError on an unknown runtime."""
+    return _format(target)[1]
+
+
+def write_graph(graph: Graph, target: Target, path: Path) -> None:
+    """Write a graph as a file that the target's runtime runs, in the target's precision.
 
     Raises TargetError on a runtime or a precision that is not there, SpaceError for an operator that its format lacks.
     """
-    module, suffix = _format(target)
-    path = stem.with_name(stem.name + suffix)
-    write: Callable[[Graph, Path, str], None] = importlib.import_module(module).write
+    write: Callable[[Graph, Path, str], None] = importlib.import_module(_format(target)[0]).write
     write(graph, path, target.precision)
-    return path
 
 
 def write_arch(space: SearchSpace, arch: Arch, target: Target, stem: Path) -> Path:
-    """Write an architecture with random weights, its nodes tagged by position, for profiling on the target."""
+    """Write an architecture with random weights, its nodes tagged by position, for profiling on the target.
+
+    The path written is the stem with the suffix of the target's format.
+    """
     import torch
 
     from hwnas.graphs.plain import plain_graph
@@ -43,14 +50,23 @@ def write_arch(space: SearchSpace, arch: Arch, target: Target, stem: Path) -> Pa
     with torch.device("meta"):
         module = space.build(arch)
     graph = plain_graph(module, [space.input_shape(arch)], positions=space.positions, batch=target.batch)
-    return write_graph(graph, target, stem)
+    path = stem.with_name(stem.name + suffix_of(target))
+    write_graph(graph, target, path)
+    return path
 
 
 def write_block(block: Block, target: Target, stem: Path) -> Path:
-    """Write one block alone, with random weights."""
+    """Write one block alone, with random weights; the path written, as of `write_arch`."""
+    return write_trace(block.trace, target, stem)
+
+
+def write_trace(traced: Trace, target: Target, stem: Path) -> Path:
+    """Write the operators of a trace, as `write_block` writes those of a block."""
     from hwnas.graphs.plain import traced_graph
 
-    return write_graph(traced_graph(block.trace, batch=target.batch), target, stem)
+    path = stem.with_name(stem.name + suffix_of(target))
+    write_graph(traced_graph(traced, batch=target.batch), target, path)
+    return path
 
 
 def _format(target: Target) -> tuple[str, str]:

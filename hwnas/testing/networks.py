@@ -39,7 +39,7 @@ def check_network(space: SearchSpace, arch: Arch, seed: int) -> None:
         _check_modules(space, arch, network, name)
         _check_operators(space, arch, network, name)
         _check_logits(space, arch, network, name)
-        _randomise(network)
+        randomise(network)
         _check_graph(space, arch, network, name)
 
 
@@ -153,7 +153,7 @@ def _note(fed: list[tuple[Shape, ...]], module: nn.Module, inputs: tuple[Tensor,
     fed.append(tuple(tuple(tensor.shape[1:]) for tensor in inputs))
 
 
-def _randomise(network: nn.Module) -> None:
+def randomise(network: nn.Module) -> None:
     """Batch normalisation as after training: with fresh statistics it does nothing, and errors in it stay hidden."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

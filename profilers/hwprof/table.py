@@ -95,8 +95,14 @@ class LatencyTable:
         return tuple(model for model in self.models if model.role == "anchor")
 
     def require_target(self, target: Target, fingerprint: dict[str, str] | None = None) -> None:
-        """Raise TableError unless the table was measured on this target (and, if given, this very machine)."""
-        differences = _differences(to_json(self.target), to_json(target))
+        """Raise TableError unless the table was measured on this target (and, if given, this very kind of machine).
+
+        How a machine is reached does not matter where its fingerprint is known, nor which of a farm's devices it is.
+        """
+        found, wanted = to_json(self.target), to_json(target)
+        if fingerprint is not None or set(_devices(target)) <= set(_devices(self.target)):
+            found["device"] = wanted["device"]
+        differences = _differences(found, wanted)
         if fingerprint is not None:
             differences += _differences(self.fingerprint, fingerprint)
         if differences:
@@ -121,6 +127,10 @@ class LatencyTable:
             },
             fusion_ms={name: ms * factor for name, ms in self.fusion_ms.items()},
         )
+
+
+def _devices(target: Target) -> list[str]:
+    return [text.strip() for text in target.device.split(",")]
 
 
 def _differences(table: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ RUNTIMES = {
     "onnxruntime": Kind(
         "hwprof.runtimes.onnxruntime:OnnxRuntime", "onnx", ("fp32", "fp16", "int8"), True, "onnxruntime"
     ),
+    "ncnn": Kind("hwprof.runtimes.ncnn:NcnnRuntime", "ncnn", ("fp32", "fp16", "bf16", "int8"), True, "ncnn"),
     "torch": Kind("hwprof.runtimes.torch_eager:TorchCpu", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
     "torch-cuda": Kind("hwprof.runtimes.torch_cuda:TorchCuda", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
     "tensorrt": Kind("hwprof.runtimes.tensorrt:TensorRtRuntime", "onnx", ("fp32", "fp16", "bf16"), True, "tensorrt"),

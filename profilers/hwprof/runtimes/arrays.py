@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwprof.errors import MeasurementError
+from hwprof.runtimes import LoadedModel
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -23,6 +24,22 @@ def read_arrays(files: Sequence[str]) -> list[Array]:
         return [np.load(Path(file), allow_pickle=False) for file in files]
     except (OSError, ValueError) as error:
         raise MeasurementError(f"the inputs cannot be read: {error}") from error
+
+
+def infer_batches(model: LoadedModel, inputs: Sequence[Array], batch: int) -> list[Array]:
+    """The outputs for inputs of any number of images, run batch by batch; a model that is not made for images runs once.
+
+    Raises MeasurementError if the images are no whole number of batches.
+    """
+    if not inputs or any(array.ndim == 0 for array in inputs):
+        return model.infer(inputs)
+    images = {len(array) for array in inputs}
+    if len(images) > 1 or max(images) % batch:
+        raise MeasurementError(f"inputs of {sorted(images)} images are no whole number of batches of {batch}")
+    parts = [
+        model.infer([array[start : start + batch] for array in inputs]) for start in range(0, max(images), batch)
+    ]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def random_images(shape: Sequence[int], dtype: Any = np.float32) -> Array:

@@ -1,0 +1,67 @@
+"""The networks of a run as modules: built from the seed, their trained weights on disk, and the front of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwnas.errors import RunError
+from hwnas.run import Run, train_objectives, train_study
+from hwnas.search.pareto import nondominated
+from hwnas.search.problem import to_losses
+from hwnas.search.study import failed, recorded
+from hwnas.space import Arch
+
+
+def build(run: Run, arch: Arch) -> nn.Module:
+    """The network with initial weights that follow from the recipe's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.recipe.seed)
+        return run.space.build(arch)
+
+
+def trained_network(run: Run, arch: Arch) -> nn.Module:
+    """The network with its trained weights. Raises RunError if they cannot be used."""
+    module = build(run, arch)
+    load_weights(module, weights_path(run, arch))
+    return module
+
+
+def weights_path(run: Run, arch: Arch) -> Path:
+    """Where a trained network's weights are."""
+    return run.folder / "weights" / f"{run.network_name(arch)}.pt"
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's weights: the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    torch.save(module.state_dict(), unfinished)
+    unfinished.replace(path)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load weights into a module of the same architecture. Raises RunError if they cannot be used."""
+    try:
+        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # zip, pickle and torch each raise their own
+        raise RunError(
+            f"the weights in {path} cannot be used ({type(error).__name__}: {error}); restore them, or begin anew "
+            "with: hwnas run --fresh RECIPE"
+        ) from error
+
+
+def trained_front(run: Run) -> list[Arch]:
+    """The trained architectures that none beats in both validation accuracy and predicted latency, fastest first."""
+    study = train_study(run)
+    trials = recorded(study)
+    if not trials:
+        reasons = "; ".join(sorted(set(failed(study).values()))) or "nothing was trained"
+        raise RunError(f"{run.folder} holds no trained network ({reasons}); run: hwnas search RECIPE")
+    archs = list(trials)
+    values = np.array([trials[arch].values for arch in archs])
+    front = [archs[row] for row in np.flatnonzero(nondominated(to_losses(values, train_objectives(run))))]
+    return sorted(front, key=lambda arch: trials[arch].values[1])

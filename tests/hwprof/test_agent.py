@@ -93,7 +93,7 @@ def bad_models(folder: Path) -> dict[str, tuple[Path, str]]:
         "garbage": (folder / "garbage.onnx", "onnxruntime cannot load garbage.onnx"),
         "empty": (folder / "empty.onnx", "cannot load empty.onnx"),
         "missing": (folder / "missing.onnx", "cannot load missing.onnx"),
-        "batch": (write_model(folder / "batch.onnx", (8, 4, 9, 9)), "input x has batch 8, the target has batch 1"),
+        "batch": (write_model(folder / "batch.onnx", (8, 4, 9, 9)), "x has batch 8, the target has batch 1"),
         "size": (write_model(folder / "size.onnx", (1, 4, "h", 9)), "only the batch may be dynamic"),
         "channels": (write_model(folder / "channels.onnx", (1, 3, 9, 9)), "cannot (load|run) channels.onnx"),
     }
@@ -194,6 +194,76 @@ def test_a_killed_agent_is_told_and_restarts(model: Path) -> None:
         client.restart()
         assert client.measure({"m": model}, {"a": model}, PLAN).results[0].refused is None
     assert all(process.poll() is not None for process in device.started)
+
+
+def test_a_job_is_done_again_when_its_agent_dies_and_others_are_not(model: Path) -> None:
+    device, told, attempts = ScriptDevice(), [], []
+    with AgentClient(device, Target(), waiting=told.append) as client:
+        for number in range(3):
+
+            def job(number: int = number) -> str:
+                attempts.append(number)
+                if attempts == [0, 1]:
+                    device.started[0].kill()
+                return client.measure({f"m{number}": model}, {"a": model}, PLAN).results[0].name
+
+            assert client.patiently(job) == f"m{number}"
+    assert attempts == [0, 1, 1, 2]
+    assert re.fullmatch(r"the agent on local ended \(exit code -9\): .*; starting it anew", " ".join(told))
+
+
+def test_a_job_that_kills_every_agent_is_given_up(model: Path) -> None:
+    device = ScriptDevice()
+    with AgentClient(device, Target()) as client:
+
+        def job() -> None:
+            device.started[-1].kill()
+            client.measure({"m": model}, {"a": model}, PLAN)
+
+        with pytest.raises(DeviceError, match="exit code -9"):
+            client.patiently(job)
+        assert len(device.started) == 3
+        client.restart()
+        assert client.patiently(lambda: client.measure({"m": model}, {}, PLAN)).results[0].refused is None
+
+
+def test_other_errors_are_not_waited_for(client: AgentClient, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError):
+        client.patiently(lambda: client.measure({"m": tmp_path / "missing"}, {}, PLAN))
+
+
+def test_a_device_that_went_away_is_waited_for_but_not_for_ever(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("hwprof.client.PAUSE_SECONDS", (0.1, 0.2))
+    away = tmp_path / "away"
+    script = f"import os\nif os.path.exists({str(away)!r}): raise SystemExit('asleep')"
+    script += "\nfrom hwprof.agent import main\nmain()"
+    device, told = ScriptDevice(script), []
+    with AgentClient(device, Target(), waiting=told.append) as client:
+        away.touch()
+        with pytest.raises(DeviceError, match="asleep"):
+            client.restart()
+        assert told == []
+        with pytest.raises(DeviceError, match="asleep"):
+            client.restart(patience_seconds=0.5)
+        assert len(told) >= 2
+        assert all(re.search(r"asleep; trying again for \d s$", text) for text in told)
+        threading.Timer(0.5, away.unlink).start()
+        client.restart(patience_seconds=20)
+        assert client.measure({"m": model}, {}, PLAN).results[0].refused is None
+
+
+def test_an_upgraded_device_does_not_go_on(model: Path, tmp_path: Path) -> None:
+    device = runtime_device(NOISY, tmp_path)
+    with AgentClient(device, Target(runtime="fake")) as client:
+        (tmp_path / "fake_runtime.py").write_text(NOISY.replace('{"fake": "1"}', '{"fake": "2"}'))
+        with pytest.raises(
+            DeviceError, match=r"answers as local is another one than before.*: fake was '1', is '2'; its"
+        ):
+            client.restart()
+        assert client.fingerprint["fake"] == "1"
+        assert all(process.poll() is not None for process in device.started)
 
 
 def test_progress_comes_while_it_happens(model: Path) -> None:
@@ -354,12 +424,12 @@ def test_a_missing_runtime_says_how_to_install_it(tmp_path: Path) -> None:
 
 
 def test_the_inventory_lists_what_is_ready_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    (ready,) = inventory.reachable("local", make_device("local"))
+    ready, *_ = inventory.reachable("local", make_device("local"))
     assert ready["state"].startswith("ready: onnxruntime ")
     assert "cores" in ready["machine"]
-    (gone,) = inventory.reachable("local", ScriptDevice("raise SystemExit('asleep')"))
-    assert "asleep" in gone["state"]
-    assert gone["machine"] == "unknown"
+    for gone in inventory.reachable("local", ScriptDevice("raise SystemExit('asleep')")):
+        assert "asleep" in gone["state"]
+        assert gone["machine"] == "unknown"
 
 
 TURNS = """

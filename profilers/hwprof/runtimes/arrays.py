@@ -39,7 +39,7 @@ def infer_batches(model: LoadedModel, inputs: Sequence[Array], batch: int) -> li
     parts = [
         model.infer([array[start : start + batch] for array in inputs]) for start in range(0, max(images), batch)
     ]
-    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+    return [np.concatenate(outputs) for outputs in zip(*parts)]
 
 
 def random_images(shape: Sequence[int], dtype: Any = np.float32) -> Array:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "onnx": ("hwnas.graphs.onnx", ".onnx"),
     "ncnn": ("hwnas.graphs.ncnn", ".ncnn.param"),
+    "tflite": ("hwnas.graphs.tflite", ".tflite"),
     "torch": ("hwnas.graphs.torchgraph", ".torch.zip"),
 }
 

@@ -35,6 +35,7 @@ RUNTIMES = {
     "onnxruntime": Kind(
         "hwprof.runtimes.onnxruntime:OnnxRuntime", "onnx", ("fp32", "fp16", "int8"), True, "onnxruntime"
     ),
+    "litert": Kind("hwprof.runtimes.litert:LiteRtRuntime", "tflite", ("fp32", "fp16", "int8"), True, "ai-edge-litert"),
     "ncnn": Kind("hwprof.runtimes.ncnn:NcnnRuntime", "ncnn", ("fp32", "fp16", "bf16", "int8"), True, "ncnn"),
     "torch": Kind("hwprof.runtimes.torch_eager:TorchCpu", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
     "torch-cuda": Kind("hwprof.runtimes.torch_cuda:TorchCuda", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
@@ -79,7 +80,7 @@ class Runtime(Protocol):
     def versions(self) -> dict[str, str]:
         """Versions of everything in the runtime that changes latency; "accelerator" names a GPU or NPU, if one works.
 
-        Raises DeviceError where the runtime is installed but what it needs (a GPU, a driver) is not there.
+        Raises AcceleratorError where the runtime is installed but what it needs (a GPU, a driver) is not there.
         """
 
     def clock(self, target: Target) -> Clock:

@@ -7,6 +7,7 @@ error that the message explains, 2 wrong usage, 130 interrupted (run the same co
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
@@ -260,15 +262,20 @@ def new(path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to
     out.print(f"wrote {path}; run it with: hwnas run {path}", soft_wrap=True)
 
 
-@app.command(epilog="Example: hwnas devices --json")
-def devices(as_json: Json = False) -> None:
-    """List the devices and runtimes that can be measured from here, and why not."""
-    from hwprof.devices import DEVICES, device_class, make_device
-    from hwprof.inventory import reachable
+@app.command(epilog="Example: hwnas devices local ssh:pi@board")
+def devices(
+    device: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Devices as recipes write them, e.g. ssh:pi@board; by default this machine and what adb sees."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the devices and runtimes that can be measured from here, with their versions, and why not."""
+    from hwprof.inventory import inventory
 
-    found = [
-        facts for kind in DEVICES for text in device_class(kind).found() for facts in reachable(text, make_device(text))
-    ]
+    found = list(inventory(device or ()))
     if as_json:
         _print_json(found)
         return
@@ -322,6 +329,9 @@ def options(
     ] = False,
 ) -> None:
     """Hardware-aware neural architecture search: profile a device, search under its latency, export and re-measure."""
+    notes = logging.getLogger("hwprof")
+    if not notes.handlers:
+        notes.addHandler(RichHandler(console=err, show_time=False, show_level=False, show_path=False))
 
 
 @contextmanager

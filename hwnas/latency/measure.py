@@ -13,7 +13,6 @@ from hwnas.graphs import write_arch
 from hwnas.space import SearchSpace, parse_arch
 from hwprof.client import AgentClient, Group
 from hwprof.devices import Device
-from hwprof.errors import DeviceError
 from hwprof.table import LatencyTable, Model
 from hwprof.target import Plan
 from hwprof.timing import geometric_mean
@@ -69,15 +68,11 @@ def split_evenly(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
 def measure_group(
     client: AgentClient, models: Mapping[str, Path], anchors: Mapping[str, Path], plan: Plan, **options: Any
 ) -> Group:
-    """`AgentClient.measure`, once more in a new agent if that one dies: only the group in flight is lost.
+    """`AgentClient.measure`, anew if the device goes away and comes back: only the group in flight is lost.
 
     Raises DeviceError if the device stays away.
     """
-    try:
-        return client.measure(models, anchors, plan, **options)
-    except DeviceError:
-        client.restart()
-        return client.measure(models, anchors, plan, **options)
+    return client.patiently(lambda: client.measure(models, anchors, plan, **options))
 
 
 def measure_files(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import logging
 import queue
 import socket
 import statistics
@@ -23,6 +24,7 @@ from hwprof.target import Plan, Target, to_json
 
 __all__ = ["AgentClient", "Group", "Output", "Result"]
 
+_LOG = logging.getLogger(__name__)
 STARTUP_SECONDS = 60.0
 # Between two attempts to reach a device that went away; the pauses double.
 PAUSE_SECONDS = (1.0, 30.0)
@@ -38,7 +40,7 @@ class AgentClient:
     """An agent on a device, opened on one target. Use as a context manager.
 
     `waiting` is told what is waited for, as often as there is news: another measurement on the device, or a device
-    that went away. An agent that says nothing for `timeout_seconds` has died.
+    that went away; by default it is logged. An agent that says nothing for `timeout_seconds` has died.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class AgentClient:
         target: Target,
         *,
         timeout_seconds: float = 300.0,
-        waiting: Callable[[str], None] = lambda what: None,
+        waiting: Callable[[str], None] = _LOG.warning,
     ) -> None:
         self._device, self._target, self._timeout, self._waiting = device, target, timeout_seconds, waiting
         self._process: subprocess.Popen[str] | None = None

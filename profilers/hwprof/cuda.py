@@ -3,8 +3,9 @@
 Nothing but the driver is needed. TensorRT, ONNX Runtime and torch work in the same (primary) context of the GPU, so
 addresses and the stream can be handed to them. The first visible GPU is used; CUDA_VISIBLE_DEVICES chooses another.
 
-A run's time is what passes on the GPU between two events around it on the stream, as NVIDIA's trtexec measures it:
-no transfer is inside, nor Python, nor the wait of the CPU for the end. A graph makes it free of launches as well.
+A run's time is what passes on the GPU between two events on the stream, one before the launch and one after the last
+kernel, as NVIDIA's trtexec measures it. No transfer is inside, nor the wait of the CPU for the end; the launch is, and
+a graph makes it a single short one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c
 from pathlib import Path
 from typing import Any
 
-from hwprof.errors import DeviceError, MeasurementError
+from hwprof.errors import AcceleratorError, MeasurementError
 
 # The functions used, with the types of their arguments; a test compares them with the header of the driver.
 PROTOTYPES: dict[str, tuple[Any, ...]] = {
@@ -55,16 +56,16 @@ THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may alloc
 
 
 class Gpu:
-    """The first visible GPU with a stream of its own. Raises DeviceError where there is no GPU, or no driver."""
+    """The first visible GPU with a stream of its own. Raises AcceleratorError where there is no GPU, or no driver."""
 
     def __init__(self) -> None:
         self._library = _load()
         code = self._library.cuInit(0)
         if code:
-            raise DeviceError(f"the GPU cannot be used: {self._text(code)}; see what nvidia-smi says")
+            raise AcceleratorError(f"the GPU cannot be used: {self._text(code)}; see what nvidia-smi says")
         count = self._get("cuDeviceGetCount", c_int)
         if count < 1:
-            raise DeviceError("the driver sees no GPU; see what nvidia-smi says, and CUDA_VISIBLE_DEVICES")
+            raise AcceleratorError("the driver sees no GPU; see what nvidia-smi says, and CUDA_VISIBLE_DEVICES")
         device = self._get("cuDeviceGet", c_int, 0)
         name = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", name, len(name), device)
@@ -190,7 +191,7 @@ def _load() -> ctypes.CDLL:
         for function, arguments in PROTOTYPES.items():
             getattr(library, function).argtypes = arguments
     except (OSError, AttributeError) as error:
-        raise DeviceError(
+        raise AcceleratorError(
             f"no NVIDIA driver that can be used is here ({error}); install it (CUDA 11.4 or later), or start the "
             "container with --gpus all"
         ) from error

@@ -19,6 +19,10 @@ class DeviceError(HwprofError, ConnectionError):
     """The device, or the agent on it, cannot be started or went away."""
 
 
+class AcceleratorError(DeviceError):
+    """What a runtime needs beside itself (a GPU, its driver) is not there, or does not work."""
+
+
 class MeasurementError(HwprofError, RuntimeError):
     """A model file could not be loaded or run on the device."""
 

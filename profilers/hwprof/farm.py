@@ -15,13 +15,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hwprof.client import AgentClient, Group
+from hwprof.client import ATTEMPTS, AgentClient, Group
 from hwprof.devices import Device
 from hwprof.errors import DeviceError, HwprofError
 from hwprof.target import Plan, Target
-
-# A group that ends so many agents is the reason that they end.
-ATTEMPTS = 2
 
 # Model files and anchors' files, by name.
 Files = tuple[Mapping[str, Path], Mapping[str, Path]]
@@ -47,10 +44,11 @@ class Farm:
     def __init__(self, devices: Mapping[str, Device], target: Target) -> None:
         self.clients = {text: AgentClient(device, replace(target, device=text)) for text, device in devices.items()}
         self.unreachable: dict[str, str] = {}
+        self._patience = {text: device.patience_seconds for text, device in devices.items()}
 
     def __enter__(self) -> Farm:
         try:
-            self.restart()
+            self._restart(dict.fromkeys(self.clients, 0.0))
             self._require_one_kind()
         except BaseException:
             self.close()
@@ -87,8 +85,11 @@ class Farm:
 
         A device that does not answer any more is left out. Raises DeviceError if it was the last one.
         """
+        self._restart(self._patience)
+
+    def _restart(self, patience: Mapping[str, float]) -> None:
         for text, client in list(self.clients.items()):
-            if (error := _failure(client)) is not None:
+            if (error := _failure(client, patience[text])) is not None:
                 self._leave_out(text, error)
 
     def measure(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Job, Group]]:
@@ -121,7 +122,7 @@ class Farm:
                         if failures[finished] >= ATTEMPTS:
                             raise
                         returned.append(finished)
-                        running[pool.submit(self.clients[text].restart)] = text, None
+                        running[pool.submit(self.clients[text].restart, self._patience[text])] = text, None
                         continue
                     idle.append(text)
                     if finished is not None and group is not None:
@@ -147,9 +148,9 @@ def _measure(client: AgentClient, job: Job) -> Group:
         return client.measure(models, anchors, job.plan, nodes=job.nodes, seed=job.seed)
 
 
-def _failure(client: AgentClient) -> HwprofError | None:
+def _failure(client: AgentClient, patience_seconds: float = 0.0) -> HwprofError | None:
     try:
-        client.restart()
+        client.restart(patience_seconds)
     except HwprofError as error:
         return error
     return None

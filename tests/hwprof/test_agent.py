@@ -21,7 +21,7 @@ from hwprof.agent import serve
 from hwprof.client import AgentClient
 from hwprof.devices import make_device
 from hwprof.errors import DeviceError, HwprofError, MeasurementError, RuntimeMissingError, TargetError
-from hwprof.runtimes import make_runtime
+from hwprof.runtimes import RUNTIMES, make_runtime
 from hwprof.target import Plan, Target, to_json
 
 LOOSE = {"max_standard_error": 1e9, "max_spread": 1e9, "max_drift": 1e9}
@@ -424,12 +424,21 @@ def test_a_missing_runtime_says_how_to_install_it(tmp_path: Path) -> None:
 
 
 def test_the_inventory_lists_what_is_ready_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    ready, *_ = inventory.reachable("local", make_device("local"))
+    ready, *others = inventory.runtimes_of("local")
     assert ready["state"].startswith("ready: onnxruntime ")
     assert "cores" in ready["machine"]
-    for gone in inventory.reachable("local", ScriptDevice("raise SystemExit('asleep')")):
-        assert "asleep" in gone["state"]
-        assert gone["machine"] == "unknown"
+    assert [ready["runtime"], *(each["runtime"] for each in others)] == list(RUNTIMES)
+    cuda = next(each for each in others if each["runtime"] == "torch-cuda")
+    assert cuda["state"].startswith("ready: ") or "nvidia-smi" in cuda["state"]
+    monkeypatch.setattr(inventory, "make_device", lambda text: ScriptDevice("raise SystemExit('asleep')"))
+    (gone,) = inventory.runtimes_of("local")
+    assert gone["runtime"] == "any"
+    assert "asleep" in gone["state"]
+    assert gone["machine"] == "unknown"
+    monkeypatch.undo()
+    (unknown,) = inventory.inventory(["moon:1"])
+    assert "unknown device 'moon'" in unknown["state"]
+    assert "local" in inventory.found()
 
 
 TURNS = """

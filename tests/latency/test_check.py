@@ -52,6 +52,9 @@ class Machine:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def patiently(self, job: Any) -> Any:
+        return job()
+
     def restart(self) -> None:
         type(self).restarts += 1
 

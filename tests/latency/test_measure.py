@@ -74,6 +74,9 @@ class FakeClient:
     def __enter__(self) -> FakeClient:
         return self
 
+    def patiently(self, job: Any) -> Any:
+        return job()
+
     def __exit__(self, *_: object) -> None:
         pass
 

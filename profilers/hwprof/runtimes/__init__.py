@@ -36,6 +36,7 @@ RUNTIMES = {
         "hwprof.runtimes.onnxruntime:OnnxRuntime", "onnx", ("fp32", "fp16", "int8"), True, "onnxruntime"
     ),
     "litert": Kind("hwprof.runtimes.litert:LiteRtRuntime", "tflite", ("fp32", "fp16", "int8"), True, "ai-edge-litert"),
+    "openvino": Kind("hwprof.runtimes.openvino:OpenVino", "onnx", ("fp32", "fp16", "bf16", "int8"), True, "openvino"),
     "ncnn": Kind("hwprof.runtimes.ncnn:NcnnRuntime", "ncnn", ("fp32", "fp16", "bf16", "int8"), True, "ncnn"),
     "torch": Kind("hwprof.runtimes.torch_eager:TorchCpu", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
     "torch-cuda": Kind("hwprof.runtimes.torch_cuda:TorchCuda", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
@@ -84,7 +85,10 @@ class Runtime(Protocol):
         """
 
     def clock(self, target: Target) -> Clock:
-        """The clock that measures this runtime's work."""
+        """The clock that measures this runtime's work; asked for when the target is opened, and for every group.
+
+        Raises DeviceError where the machine cannot run the target: its processor lacks the precision, say.
+        """
 
     def load(self, path: Path, target: Target, *, profile_nodes: bool) -> LoadedModel:
         """Load a model file. Raises MeasurementError if it cannot be."""

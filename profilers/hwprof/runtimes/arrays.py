@@ -27,7 +27,7 @@ def read_arrays(files: Sequence[str]) -> list[Array]:
 
 
 def infer_batches(model: LoadedModel, inputs: Sequence[Array], batch: int) -> list[Array]:
-    """The outputs for inputs of any number of images, run batch by batch; a model that is not made for images runs once.
+    """The outputs for inputs of any number of images, run batch by batch; a model without images runs once.
 
     Raises MeasurementError if the images are no whole number of batches.
     """

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hwprof.errors import DeviceError, MeasurementError
+from hwprof.errors import AcceleratorError, MeasurementError
 from hwprof.runtimes.torch_eager import EagerModel, Program, load_program
 from hwprof.target import Target
 from hwprof.timing import Clock
@@ -118,12 +118,12 @@ def _require_gpu() -> None:
     if torch.cuda.is_available():
         return
     if torch.version.cuda is None:
-        raise DeviceError(
+        raise AcceleratorError(
             f"torch {torch.__version__} is a build without CUDA; install one with it (https://pytorch.org), "
             "or use the runtime torch, which runs on the CPU"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    raise DeviceError(
+    raise AcceleratorError(
         "torch finds no NVIDIA GPU here: see whether nvidia-smi lists one"
         + (f" and what CUDA_VISIBLE_DEVICES={visible} leaves of them" if visible is not None else "")
         + "; the runtime torch runs on the CPU"

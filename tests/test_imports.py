@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for
-RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tensorrt", "ai_edge_litert", "tflite_runtime", "onnx", "ncnn"}
+RUNTIME_PACKAGES = {"numpy", "onnxruntime", "tensorrt", "ai_edge_litert", "tflite_runtime", "onnx", "ncnn", "openvino"}
 
 # torch is too large for most devices, but it is what GPUs without TensorRT run: only its own runtimes may import it
 TORCH_RUNTIMES = {"hwprof.runtimes.torch_eager", "hwprof.runtimes.torch_cuda"}

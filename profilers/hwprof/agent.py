@@ -92,6 +92,7 @@ class Agent:
             require_runnable(target)
             cores.pin(target.threads)  # before the runtime starts threads of its own, which stay where this one is
             runtime = make_runtime(target.runtime)
+            runtime.clock(target)  # a precision that this processor lacks is refused now, not after minutes
             self._opened, self._host = (runtime, target), str(job.get("host", ""))
             self._send(
                 {

@@ -144,9 +144,12 @@ def test_a_bad_file_is_an_error_of_that_file(tmp_path: Path) -> None:
 
 
 def test_devices_of_two_kinds_are_no_farm() -> None:
-    script = (
-        "from hwprof import agent, host\nreal = host.identity\nhost.identity = lambda: {**real(), 'cpu': 'Other'}\n"
-    )
+    script = """
+        from hwprof import agent, host
+        real = host.identity
+        host.identity = lambda: {**real(), 'cpu': 'Other'}
+        agent.main()
+    """
     with pytest.raises(DeviceError, match=r"a and b are not devices of one kind \(cpu .* and 'Other'\)"):
         Farm({"a": LocalDevice(), "b": ScriptDevice(script=script)}, Target()).__enter__()
 
@@ -157,7 +160,7 @@ def test_what_cannot_be_reached_is_said_and_the_others_go_on(tmp_path: Path) -> 
         assert "asleep" in farm.unreachable["away"]
         assert [text for text, _, _ in farm.measure(jobs(tmp_path, 2))] == ["here", "here"]
     assert first_reachable(devices, Target()) is devices["here"]
-    with pytest.raises(DeviceError, match="agent on away ended.*: asleep; also: the agent"):
+    with pytest.raises(DeviceError, match=r"agent on away ended.*: asleep; also: the agent"):
         Farm({"also": ScriptDevice(script=ASLEEP), "away": ScriptDevice(script=ASLEEP)}, Target()).__enter__()
 
 

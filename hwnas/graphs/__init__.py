@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hwnas.errors import SpaceError
+from hwnas.errors import MissingPackageError, SpaceError
 
 if TYPE_CHECKING:
     from hwnas.blocks import Block
@@ -33,9 +33,18 @@ def suffix_of(target: Target) -> str:
 def write_graph(graph: Graph, target: Target, path: Path) -> None:
     """Write a graph as a file that the target's runtime runs, in the target's precision.
 
-    Raises TargetError on a runtime or a precision that is not there, SpaceError for an operator that its format lacks.
+    Raises TargetError on a runtime or a precision that is not there, SpaceError for an operator that its format lacks,
+    MissingPackageError where the format is written by a package that is not installed.
     """
-    write: Callable[[Graph, Path, str], None] = importlib.import_module(_format(target)[0]).write
+    from hwprof.runtimes import kind_of
+
+    try:
+        write: Callable[[Graph, Path, str], None] = importlib.import_module(_format(target)[0]).write
+    except ImportError as error:
+        raise MissingPackageError(
+            f"files for {target.runtime} are written with a package that is not installed here ({error}); "
+            f"pip install {kind_of(target.runtime).packages}"
+        ) from error
     write(graph, path, target.precision)
 
 

@@ -23,15 +23,19 @@ _TYPES = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8", 7: "INT64"}
 
 
 class DataType(enum.IntEnum):
-    FLOAT, HALF, INT8, INT32, BOOL, UINT8, FP8, BF16, INT64 = range(9)
+    FLOAT, HALF, INT8, INT32, BOOL, UINT8, BF16, INT64 = range(8)
+
+
+class DataType8(enum.IntEnum):
+    FLOAT, HALF, INT8, INT32, BOOL, UINT8 = range(6)
 
 
 class BuilderFlag8(enum.IntEnum):
-    FP16, INT8, TF32, VERSION_COMPATIBLE = 0, 1, 7, 14
+    FP16, INT8, TF32, VERSION_COMPATIBLE = range(4)
 
 
-class BuilderFlag11(enum.IntEnum):
-    TF32, VERSION_COMPATIBLE = 7, 14
+class BuilderFlag10(enum.IntEnum):
+    TF32, VERSION_COMPATIBLE = range(2)
 
 
 class NetworkFlag8(enum.IntEnum):
@@ -401,7 +405,6 @@ class Runtime:
 
 
 PLAIN = (
-    DataType,
     ProfilingVerbosity,
     HardwareCompatibilityLevel,
     MemoryPoolType,
@@ -425,15 +428,19 @@ PLAIN = (
 
 def classes_of(version: str) -> dict[str, type]:
     """The classes of that version under the names that they have in the package."""
-    old = int(version.split(".")[0]) < 10
-    return {
+    major = int(version.split(".")[0])
+    old = major < 10
+    classes: dict[str, type] = {
         **{kind.__name__: kind for kind in PLAIN},
         "Builder": Builder,
         "Runtime": Runtime,
-        "BuilderFlag": BuilderFlag8 if old else BuilderFlag11,
-        "NetworkDefinitionCreationFlag": NetworkFlag8 if old else NetworkFlag10,
+        "DataType": DataType8 if old else DataType,
+        "BuilderFlag": BuilderFlag8 if old else BuilderFlag10,
         "ParserError": ParserError8 if old else ParserError10,
     }
+    if major < 11:  # our code asks for none since then
+        classes["NetworkDefinitionCreationFlag"] = NetworkFlag8 if old else NetworkFlag10
+    return classes
 
 
 def fake_module(version: str, driver: Path) -> tuple[ModuleType, Recorder]:

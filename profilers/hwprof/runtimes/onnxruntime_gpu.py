@@ -1,9 +1,11 @@
 """ONNX Runtime on an NVIDIA GPU, by its CUDA or its TensorRT provider; needs the package onnxruntime-gpu.
 
-Inputs and outputs are bound to memory of the GPU, the provider works on our stream, records a CUDA graph and replays
-it, and is timed by events there. A provider that cannot start is replaced by the CPU without an error, and so is a
-single node that it does not know: either is refused here, as it would be a number of another machine. There are no
-node times: what ONNX Runtime's profiler records of a GPU is when a kernel was launched, not how long it took.
+Inputs and outputs are bound to memory of the GPU; the provider works on our stream, records a CUDA graph and replays
+it, and is timed by events there. (What ONNX Runtime does before it launches the graph counts.)
+
+A provider that cannot start is replaced by the CPU without an error, and so is a single node that it does not know:
+either is refused here, as it would be a number of another machine. There are no node times: what ONNX Runtime's
+profiler records of a GPU is when a kernel was launched, not how long it took.
 
 TF32 is off unless asked for ("all+tf32"). The TensorRT provider has no switch for it, so there it is the environment
 variable NVIDIA_TF32_OVERRIDE, which NVIDIA's libraries read.
@@ -11,15 +13,16 @@ variable NVIDIA_TF32_OVERRIDE, which NVIDIA's libraries read.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from hwprof.cuda import Gpu
-from hwprof.errors import MeasurementError
+from hwprof.errors import HwprofError, MeasurementError
 from hwprof.runtimes import NodeProfile
 from hwprof.runtimes.arrays import Array
 from hwprof.runtimes.onnxruntime import DTYPES, LEVELS, bound_images, bound_shape
@@ -28,6 +31,10 @@ from hwprof.runtimes.tensorrt_cache import writable_folder
 from hwprof.target import Target
 from hwprof.timing import Clock
 
+_HINT = (
+    "; if a library is missing or of another version, its message is on standard error, else the model has an operator "
+    "that the provider does not know"
+)
 # The CUDA provider runs twice before it records a graph, and replays it from then on.
 WARMUP_RUNS = 4
 
@@ -89,10 +96,11 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
         _tensorrt_version()
         folder = writable_folder("onnxruntime")
         return {
-            "trt_cuda_graph_enable": "1",
-            "trt_fp16_enable": str(int(target.precision == "fp16")),
-            "trt_int8_enable": str(int(target.precision == "int8")),
-            "trt_timing_cache_enable": "1",
+            # This provider wants words where the other one wants digits.
+            "trt_cuda_graph_enable": "True",
+            "trt_fp16_enable": str(target.precision == "fp16"),
+            "trt_int8_enable": str(target.precision == "int8"),
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(folder),
         }
 
@@ -106,56 +114,37 @@ class OnnxGpuModel:
         options.graph_optimization_level = LEVELS[level]
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            session = ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
-        except Exception as error:  # the runtime raises its own unexported types
-            raise MeasurementError(f"onnxruntime cannot load {path.name} on {provider[0]}: {error}") from error
-        if session.get_providers()[0] != provider[0]:
-            raise MeasurementError(
-                f"onnxruntime could not start {provider[0]} and would run {path.name} on the CPU; a library that it "
-                "needs is missing or of another version: its message is on standard error"
-            )
-        self._session = session
-        try:
+        with _told(f"onnxruntime cannot run {path.name} on {provider[0]}", _HINT):
+            self._session = ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+            if self._session.get_providers()[0] != provider[0]:
+                raise RuntimeError("the provider did not start, and the CPU would take its place")
             self._bind(target)
             for _ in range(WARMUP_RUNS):
                 self._launch()
-        except MeasurementError:
-            raise
-        except Exception as error:
-            raise MeasurementError(f"onnxruntime cannot run {path.name} on {provider[0]}: {error}") from error
 
     def run(self) -> None:
-        self._gpu.timed(self._launch)
+        with _told(f"onnxruntime cannot run {self._name}"):
+            self._gpu.timed(self._launch)
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
-        if [array.shape for array in inputs] != [tuple(value.shape()) for value in self._inputs]:
-            raise MeasurementError(
-                f"{self._name} takes inputs of {[tuple(value.shape()) for value in self._inputs]}, "
-                f"got {[array.shape for array in inputs]}"
-            )
-        try:
+        shapes = [tuple(bound.shape()) for bound in self._inputs]
+        if [array.shape for array in inputs] != shapes:
+            raise MeasurementError(f"{self._name} takes inputs of {shapes}, got {[array.shape for array in inputs]}")
+        with _told(f"onnxruntime cannot run {self._name}"):
             for bound, value, array in zip(self._inputs, self._session.get_inputs(), inputs):
                 # In place: the recorded graph reads these very addresses.
                 bound.update_inplace(np.ascontiguousarray(array, DTYPES[value.type]))
             self._gpu.synchronise()
             self._launch()
             self._gpu.synchronise()
-            return [np.asarray(value.numpy(), np.float32) for value in self._outputs]
-        except MeasurementError:
-            raise
-        except Exception as error:
-            raise MeasurementError(f"onnxruntime cannot run {self._name}: {error}") from error
+            return [np.asarray(bound.numpy(), np.float32) for bound in self._outputs]
 
     def close(self) -> NodeProfile | None:
         self._gpu.synchronise()
         return None
 
     def _launch(self) -> None:
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise MeasurementError(f"onnxruntime cannot run {self._name}: {error}") from error
+        self._session.run_with_iobinding(self._binding)
 
     def _bind(self, target: Target) -> None:
         self._binding = self._session.io_binding()
@@ -169,6 +158,17 @@ class OnnxGpuModel:
             bound = ort.OrtValue.ortvalue_from_shape_and_type(bound_shape(value, target), DTYPES[value.type], "cuda", 0)
             self._binding.bind_ortvalue_output(value.name, bound)
             self._outputs.append(bound)
+
+
+@contextlib.contextmanager
+def _told(what: str, hint: str = "") -> Iterator[None]:
+    """Errors of the runtime, which are of types of its own that it does not export, as ours."""
+    try:
+        yield
+    except HwprofError:
+        raise
+    except Exception as error:
+        raise MeasurementError(f"{what}: {error}{hint}") from error
 
 
 def _tensorrt_version() -> str:

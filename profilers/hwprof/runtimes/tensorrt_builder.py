@@ -121,8 +121,10 @@ def build_plan(model: Path, settings: Settings, timing_cache: Path) -> bytes:
 
 
 def _network_flags() -> int:
+    if MAJOR >= 11:
+        return 0  # all networks are strongly typed
     flags = trt.NetworkDefinitionCreationFlag
-    return 1 << int(flags.STRONGLY_TYPED if MAJOR >= 10 else flags.EXPLICIT_BATCH)
+    return 1 << int(flags.STRONGLY_TYPED if MAJOR == 10 else flags.EXPLICIT_BATCH)
 
 
 def _parse(model: Path, network: Any, log: Log) -> None:

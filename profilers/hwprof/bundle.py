@@ -19,8 +19,9 @@ import re
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from hwprof.errors import TargetError
@@ -108,14 +109,17 @@ def read_manifest(bundle: Path) -> Manifest:
         with tarfile.open(bundle, "r:gz") as archive:
             first = archive.next()
             file = archive.extractfile(first) if first is not None and first.name == "manifest.json" else None
-            values = json.loads(file.read()) if file is not None else {}
+            values = json.loads(file.read()) if file is not None else None
             for member in archive:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or not member.isreg():
                     raise TargetError(f"{bundle} would write outside of its folder: {member.name!r}; make it anew")
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-        raise error if isinstance(error, TargetError) else TargetError(f"{bundle} cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+    except TargetError:
+        raise
+    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
+        raise TargetError(f"{bundle} cannot be read ({error}); make it with python -m hwprof.bundle") from error
+    expected = {field.name for field in fields(Manifest)}
+    if not isinstance(values, dict) or set(values) != expected or values["schema"] != SCHEMA:
         raise TargetError(f"{bundle} is not a bundle of this version; make it with python -m hwprof.bundle")
     return Manifest(**values)
 

@@ -26,13 +26,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Dict, TextIO
 
 from hwprof import __version__, cores, host
 from hwprof.cooling import cool_down
 from hwprof.errors import HwprofError, MeasurementError, TargetError
+from hwprof.gpu import braked, during, read_gpu
 from hwprof.lock import machine_lock
 from hwprof.runtimes import LoadedModel, NodeProfile, Runtime, make_runtime, require_runnable
 from hwprof.target import Plan, Target, plan_from_json, target_from_json
@@ -83,6 +84,7 @@ class Agent:
     def __init__(self, send: Callable[[Message], None]) -> None:
         self._send = send
         self._opened: tuple[Runtime, Target] | None = None
+        self._accelerator = ""
         self._host = ""
 
     def answer(self, job: Message) -> None:
@@ -94,12 +96,15 @@ class Agent:
             runtime = make_runtime(target.runtime)
             runtime.clock(target)  # a precision that this processor lacks is refused now, not after minutes
             self._opened, self._host = (runtime, target), str(job.get("host", ""))
+            versions = {"hwprof": __version__, **runtime.versions()}
+            self._accelerator = versions.get("accelerator", "")
+            gpu = read_gpu(self._accelerator)
             self._send(
                 {
                     "event": "ready",
-                    "identity": host.identity(),
-                    "state": host.state(),
-                    "versions": {"hwprof": __version__, **runtime.versions()},
+                    "identity": {**host.identity(), **gpu.identity},
+                    "state": {**host.state(), **gpu.state},
+                    "versions": versions,
                 }
             )
         elif job.get("job") == "group":
@@ -143,6 +148,7 @@ class Agent:
                 self._send({"event": "loading", "done": len(anchors) + len(models) + 1})
                 models[name] = runtime.load(Path(file), target, profile_nodes=bool(job["nodes"]))
             cooling_seconds = self._cool_down(job, anchors, plan)
+            gpu_before = read_gpu(self._accelerator)
             with _no_garbage_collection():
                 group = time_group(
                     models,
@@ -152,6 +158,7 @@ class Agent:
                     seed=int(job["seed"]),
                     progress=lambda done: self._send({"event": "sweep", "done": done}),
                 )
+            gpu_after = read_gpu(self._accelerator)
         except BaseException:
             for model in (*models.values(), *anchors.values()):
                 with contextlib.suppress(Exception):  # a session that never ran has no profile; the first error counts
@@ -160,9 +167,12 @@ class Agent:
         profiles = {name: model.close() for name, model in models.items()}
         for anchor in anchors.values():
             anchor.close()
+        brake = braked(gpu_before, gpu_after)
         for name in models:
             nodes = _node_ratios(name, group, profiles[name])
-            self._send({"event": "result", "name": name, **asdict(group.timing(name, plan)), "nodes": nodes})
+            timing = group.timing(name, plan)
+            timing = replace(timing, refused=timing.refused or brake)
+            self._send({"event": "result", "name": name, **asdict(timing), "nodes": nodes})
         self._send(
             {
                 "event": "done",
@@ -172,7 +182,11 @@ class Agent:
                 "seconds": time.perf_counter() - begin,
                 "stolen_seconds": host.stolen_seconds() - stolen,
                 "involuntary_switches": host.involuntary_switches() - switches,
-                "state": {**host.state(), **({"cooling_seconds": f"{cooling_seconds:.0f}"} if cooling_seconds else {})},
+                "state": {
+                    **host.state(),
+                    **during(gpu_before, gpu_after),
+                    **({"cooling_seconds": f"{cooling_seconds:.0f}"} if cooling_seconds else {}),
+                },
             }
         )
 

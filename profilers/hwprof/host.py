@@ -58,7 +58,10 @@ def involuntary_switches() -> int:
 
 
 def device_slug(facts: dict[str, str]) -> str:
-    """A folder name for a machine, e.g. 'amd-epyc-2-cores'."""
+    """A folder name for a machine, e.g. 'amd-epyc-2-cores', or for the accelerator that computes: 'nvidia-h200'."""
+    accelerator = re.sub(r"[^a-z0-9]+", "-", facts.get("accelerator", "").lower().partition(",")[0]).strip("-")
+    if accelerator:
+        return accelerator
     name = re.sub(r"\(r\)|\(tm\)|cpu|processor|@.*", "", facts["cpu"].lower())
     return re.sub(r"[^a-z0-9]+", "-", f"{name} {facts['cores']} cores").strip("-")
 

@@ -51,7 +51,7 @@ class AdbConnection:
             raise DeviceError(f"adb sees no device {self.serial}; it sees {', '.join(there) or 'none'}")
         if state != "device":
             advice = next((text for key, text in ADVICE.items() if state.startswith(key)), "start Android on it")
-            raise DeviceError(f"adb says that {self.serial} is {state.partition(' (')[0]}: {advice}")
+            raise DeviceError(f"adb says of {self.serial}: {re.split('[(;]', state)[0].strip()}; {advice}")
 
     def run(self, command: str, seconds: float = COMMAND_SECONDS) -> str:
         """Standard output of a command of the POSIX shell. Raises DeviceError, also if the command fails."""
@@ -66,9 +66,10 @@ class AdbConnection:
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """A process here that is a command there. Raises DeviceError if there is no adb."""
+        program = _program()
         try:
             return subprocess.Popen(
-                [_program(), "-s", self.serial, "shell", "-T", shell_line(command)],
+                [program, "-s", self.serial, "shell", "-T", shell_line(command)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -88,9 +89,10 @@ def attached() -> dict[str, str]:
 
 def _adb(arguments: Sequence[str], seconds: float) -> str:
     """Standard output of an adb command. Raises DeviceError if it fails, or takes too long."""
+    program = _program()
     try:
         done = subprocess.run(
-            [_program(), *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+            [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(f"adb did not end within {seconds:.0f} s; is the device awake?") from None

@@ -37,7 +37,7 @@ Images = Callable[[slice], Tensor]
 def is_native(target: Target) -> bool:
     """Whether the target needs a file of its own beside the ONNX file of every export."""
     kind = RUNTIMES.get(target.runtime)
-    return kind is not None and (kind.format, target.precision) != ("onnx", "fp32")
+    return kind is not None and not (kind.format in ("onnx", "onnx-symmetric") and target.precision == "fp32")
 
 
 def native_name(name: str, target: Target) -> str:

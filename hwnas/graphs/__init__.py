@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # format -> (module with `write(graph, path, precision)`, suffix of its files)
 FORMATS = {
     "onnx": ("hwnas.graphs.onnx", ".onnx"),
+    "onnx-symmetric": ("hwnas.graphs.onnx_symmetric", ".onnx"),
     "ncnn": ("hwnas.graphs.ncnn", ".ncnn.param"),
     "tflite": ("hwnas.graphs.tflite", ".tflite"),
     "torch": ("hwnas.graphs.torchgraph", ".torch.zip"),

@@ -40,7 +40,13 @@ RUNTIMES = {
     "ncnn": Kind("hwprof.runtimes.ncnn:NcnnRuntime", "ncnn", ("fp32", "fp16", "bf16", "int8"), True, "ncnn"),
     "torch": Kind("hwprof.runtimes.torch_eager:TorchCpu", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
     "torch-cuda": Kind("hwprof.runtimes.torch_cuda:TorchCuda", "torch", ("fp32", "fp16", "bf16"), False, "torch"),
-    "tensorrt": Kind("hwprof.runtimes.tensorrt:TensorRtRuntime", "onnx", ("fp32", "fp16", "bf16"), True, "tensorrt"),
+    "tensorrt": Kind(
+        "hwprof.runtimes.tensorrt:TensorRtRuntime",
+        "onnx-symmetric",
+        ("fp32", "fp16", "bf16", "int8"),
+        True,
+        "tensorrt",
+    ),
     "onnxruntime-cuda": Kind(
         "hwprof.runtimes.onnxruntime_gpu:OnnxRuntimeCuda", "onnx", ("fp32", "fp16"), False, "onnxruntime-gpu"
     ),

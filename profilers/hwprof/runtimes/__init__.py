@@ -52,8 +52,8 @@ RUNTIMES = {
     ),
     "onnxruntime-tensorrt": Kind(
         "hwprof.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
-        "onnx",
-        ("fp32", "fp16"),
+        "onnx-symmetric",
+        ("fp32", "fp16", "int8"),
         False,
         "onnxruntime-gpu 'tensorrt<11'",
     ),

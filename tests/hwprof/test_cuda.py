@@ -12,7 +12,7 @@ from fake_gpu import install_driver
 
 from hwprof import cuda
 from hwprof.cuda import Buffer, Gpu
-from hwprof.errors import DeviceError, MeasurementError
+from hwprof.errors import AcceleratorError, MeasurementError
 
 
 @pytest.fixture
@@ -103,19 +103,19 @@ def test_an_error_says_where_and_what(driver: ctypes.CDLL) -> None:
 
 def test_a_driver_that_does_not_start(driver: ctypes.CDLL) -> None:
     driver.fake_fail(b"cuInit", 999)
-    with pytest.raises(DeviceError, match=r"fake error \(999\).*nvidia-smi"):
+    with pytest.raises(AcceleratorError, match=r"fake error \(999\).*nvidia-smi"):
         Gpu()
 
 
 def test_no_gpu(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NO_GPU", "1")
-    with pytest.raises(DeviceError, match="no GPU"):
+    with pytest.raises(AcceleratorError, match="no GPU"):
         Gpu()
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "LIBRARY", "libcuda-that-is-not-there.so.1")
-    with pytest.raises(DeviceError, match="--gpus all"):
+    with pytest.raises(AcceleratorError, match="--gpus all"):
         Gpu()
 
 

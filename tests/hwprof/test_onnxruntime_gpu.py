@@ -17,7 +17,7 @@ import pytest
 from agents import write_model
 from fake_gpu import install_driver
 
-from hwprof.errors import DeviceError, MeasurementError, RuntimeMissingError, TargetError
+from hwprof.errors import AcceleratorError, MeasurementError, RuntimeMissingError, TargetError
 from hwprof.runtimes import make_runtime
 from hwprof.target import Target
 
@@ -92,9 +92,9 @@ def test_a_build_for_the_cpu_is_not_the_runtime(name: str) -> None:
 def test_without_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NO_GPU", "1")
     runtime = make_runtime(name)
-    with pytest.raises(DeviceError, match="no GPU"):
+    with pytest.raises(AcceleratorError, match="no GPU"):
         runtime.versions()
-    with pytest.raises(DeviceError, match="no GPU"):
+    with pytest.raises(AcceleratorError, match="no GPU"):
         runtime.load(Path("m.onnx"), Target(runtime=name), profile_nodes=False)
 
 
@@ -138,10 +138,12 @@ def test_tf32_if_asked_for(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_fp16_of_the_tensorrt_provider(tmp_path: Path) -> None:
-    target = Target(runtime="onnxruntime-tensorrt", precision="fp16")
+@pytest.mark.parametrize(("precision", "int8"), [("fp16", "False"), ("int8", "True")])
+def test_precisions_of_the_tensorrt_provider(precision: str, int8: str, tmp_path: Path) -> None:
+    target = Target(runtime="onnxruntime-tensorrt", precision=precision)
     make_runtime(target.runtime).load(write_model(tmp_path / "m.onnx"), target, profile_nodes=False)
-    assert SESSIONS[0].asked["provider"][1]["trt_fp16_enable"] == "True"
+    settings = SESSIONS[0].asked["provider"][1]
+    assert (settings["trt_fp16_enable"], settings["trt_int8_enable"]) == ("True", int8)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,8 @@ def test_fp16_of_the_tensorrt_provider(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_targets_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     target = replace(Target(runtime="onnxruntime-cuda"), **changes)
+    with pytest.raises(TargetError, match=message):
+        make_runtime(target.runtime).clock(target)
     with pytest.raises(TargetError, match=message):
         make_runtime(target.runtime).load(Path("m.onnx"), target, profile_nodes=False)
 

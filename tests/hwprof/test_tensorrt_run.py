@@ -17,7 +17,7 @@ from fake_tensorrt import MS_PER_LAYER
 from test_tensorrt_build import VERSIONS, write
 
 from hwprof import agent
-from hwprof.errors import DeviceError, MeasurementError
+from hwprof.errors import AcceleratorError, MeasurementError
 from hwprof.target import Plan, Target, to_json
 
 GPU = Target(runtime="tensorrt")
@@ -222,9 +222,9 @@ def test_without_a_gpu_tensorrt_is_not_even_asked(fake: FakeTensorRt, monkeypatc
     monkeypatch.setenv("FAKE_NO_GPU", "1")
     monkeypatch.setattr(fake.runtime.trt, "Runtime", lambda log: pytest.fail("TensorRT was asked"))
     runtime = fake.runtime.TensorRtRuntime()
-    with pytest.raises(DeviceError, match="no GPU"):
+    with pytest.raises(AcceleratorError, match="no GPU"):
         runtime.versions()
-    with pytest.raises(DeviceError, match="no GPU"):
+    with pytest.raises(AcceleratorError, match="no GPU"):
         runtime.load(Path("m.onnx"), GPU, profile_nodes=False)
 
 

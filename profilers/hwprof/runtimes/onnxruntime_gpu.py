@@ -56,14 +56,18 @@ class OnnxRuntimeCuda:
         return {"onnxruntime": ort.__version__, "provider": self.provider, **self._gpu.versions()}
 
     def clock(self, target: Target) -> Clock:
+        self._chosen(target)  # what cannot be is refused before hours of profiling
         return Clock(wall=self._gpu.busy_ns, cpu=None)
 
     def load(self, path: Path, target: Target, *, profile_nodes: bool) -> OnnxGpuModel:
-        require_one_thread(target)
-        level, options = split_optimisation(target, LEVELS, ("tf32",))
+        level, options = self._chosen(target)
         settings = {"device_id": "0", "user_compute_stream": str(self._gpu.stream)}
         settings.update(self._settings(target, "tf32" in options))
         return OnnxGpuModel(path, target, level, (self.provider, settings), self._gpu)
+
+    def _chosen(self, target: Target) -> tuple[str, frozenset[str]]:
+        require_one_thread(target)
+        return split_optimisation(target, LEVELS, ("tf32",))
 
     def _settings(self, target: Target, tf32: bool) -> dict[str, str]:
         return {
@@ -98,7 +102,7 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
         return {
             # This provider wants words where the other one wants digits.
             "trt_cuda_graph_enable": "True",
-            "trt_fp16_enable": str(target.precision == "fp16"),
+            "trt_fp16_enable": str(target.precision != "fp32"),  # int8 as well: what is not quantised is in fp16
             "trt_int8_enable": str(target.precision == "int8"),
             "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": str(folder),

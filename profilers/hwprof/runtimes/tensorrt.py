@@ -64,6 +64,7 @@ class TensorRtRuntime:
         return {"tensorrt": trt.__version__, **self._gpu.versions()}
 
     def clock(self, target: Target) -> Clock:
+        settings_for(target)  # what cannot be is refused before hours of profiling
         return Clock(wall=self._gpu.busy_ns, cpu=None)
 
     def load(self, path: Path, target: Target, *, profile_nodes: bool) -> TensorRtModel:
@@ -88,7 +89,7 @@ class TensorRtRuntime:
         `batches` are the smallest, the usual and the largest batch where the model's is dynamic (else all the
         target's), `inspector` a file to write the engine's layers to (JSON), `detailed` whether the engine knows more
         of its layers than their names. Raises TargetError on settings that there are not, MeasurementError on a model
-        that cannot be built, DeviceError without a GPU.
+        that cannot be built, AcceleratorError without a GPU.
         """
         settings = settings_for(target, batches=batches, workspace_bytes=workspace_bytes, detailed=detailed)
         begin = time.perf_counter()

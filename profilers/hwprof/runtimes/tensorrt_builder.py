@@ -176,7 +176,9 @@ def _configure(config: Any, settings: Settings) -> None:
     if settings.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if MAJOR < 10 and settings.precision in ("fp16", "int8"):
-        config.set_flag(flags.FP16 if settings.precision == "fp16" else flags.INT8)
+        config.set_flag(flags.FP16)  # in int8 as well: what is not quantised is in fp16
+    if MAJOR < 10 and settings.precision == "int8":
+        config.set_flag(flags.INT8)
 
 
 def _shape(model: Path, builder: Any, network: Any, config: Any, settings: Settings) -> None:

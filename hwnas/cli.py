@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
@@ -322,6 +321,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _Notes(logging.Handler):
+    """What is waited for, above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(Text(record.getMessage(), style="yellow"), soft_wrap=True)
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -331,7 +337,7 @@ def options(
     """Hardware-aware neural architecture search: profile a device, search under its latency, export and re-measure."""
     notes = logging.getLogger("hwprof")
     if not notes.handlers:
-        notes.addHandler(RichHandler(console=err, show_time=False, show_level=False, show_path=False))
+        notes.addHandler(_Notes())
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class TargetSection(_Section):
     precision: str = "fp32"
     batch: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
-    optimisation: Literal["all", "extended", "basic", "none"] = "all"
+    optimisation: str = "all"
 
     def target(self) -> Target:
         """The target as hwprof knows it. Raises TargetError for a precision that its runtime does not have."""
@@ -136,7 +136,7 @@ class SearchSection(_Section):
 
 
 class TrainSection(_Section):
-    """[train]: how the finalists are trained (see hwnas.train.loop)."""
+    """[train]: how the finalists are trained (see hwnas.train.loop), and on what networks are trained and scored."""
 
     epochs: int = Field(default=12, ge=1)
     batch_size: int = Field(default=64, ge=2)
@@ -145,6 +145,7 @@ class TrainSection(_Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     max_seconds: float | None = Field(default=None, gt=0)
     threads: int | None = Field(default=None, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("learning_rate", "max_seconds", mode="before")
     @classmethod
@@ -241,9 +242,9 @@ name = "{name}"        # the run's folder is runs/{name}
 seed = 0               # same seed, same table: same front
 
 [target]               # what the networks are for
-device = "local"       # this machine
-runtime = "onnxruntime"
-precision = "fp32"
+device = "local"       # this machine; or "ssh:user@board", "adb" (a phone), or a list of devices of one kind
+runtime = "onnxruntime"   # hwnas devices lists what there is: litert, ncnn, openvino, tensorrt, torch-cuda, ...
+precision = "fp32"     # or fp16, bf16, int8, as far as the runtime goes
 batch = 1              # images of one inference
 threads = 1            # of one inference
 
@@ -281,6 +282,7 @@ finalists = 5          # networks to train
 epochs = 12
 batch_size = 64
 threads = 1            # of torch; small networks train no faster on more
+# device = "cpu"       # "auto" takes an NVIDIA GPU if there is one
 """
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hwnas.report.summary import RunSummary
 from hwnas.search.problem import Objective
 from hwnas.search.study import open_study, recorded
 from hwnas.spaces import make_space
+from hwnas.testing.runtimes import why_not
 from hwprof.table import read_table, write_table
 
 # Small enough for seconds. The limits of refusal are those of every user, so the networks are not the very smallest.
@@ -227,10 +229,6 @@ def test_optunas_samplers_work_by_name(finished: Path, tmp_path: Path, sampler: 
 
 
 def test_a_table_of_another_machine_searches_but_does_not_measure(finished: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from hwprof.table import read_table, write_table
-
     table = read_table(next((finished / "latency_tables").glob("*/*.json")))
     other = tmp_path / "other.json"
     write_table(replace(table, fingerprint={**table.fingerprint, "cpu": "another"}), other)
@@ -270,6 +268,8 @@ RECIPES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.toml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_runs_at_toy_size(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
+    if (reason := why_not(replace(recipe.target.target(), device="local"))) is not None:
+        pytest.skip(reason)
     # The smallest budget of everything; digits stand in for data that would have to be fetched.
     shrink = {
         "source": '"digits"',
@@ -281,6 +281,8 @@ def test_every_shipped_recipe_runs_at_toy_size(path: Path, tmp_path: Path) -> No
         "held_out": "9",
         "latency": '"1000 ms"',
         "tables": '"tables"',
+        "device": '"local"',
+        "threads": "1",
     }
     lines = [
         f"{line.split('=')[0]}= {shrink[key]}" if (key := line.split("=")[0].strip()) in shrink else line
@@ -320,10 +322,6 @@ def test_ctrl_c_ends_with_one_line_and_its_own_code(tmp_path: Path) -> None:
 
 
 def test_a_runtime_upgraded_under_a_table_is_told_and_fresh_keeps_the_old_table(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from hwprof.table import read_table, write_table
-
     (tmp_path / "toy.toml").write_text(RECIPE)
     path = tmp_path / json.loads(hwnas(tmp_path, "profile", "toy.toml", "--json").stdout)["path"]
     table = read_table(path)

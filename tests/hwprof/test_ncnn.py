@@ -132,6 +132,8 @@ def damaged() -> dict[str, tuple[str, bytes | None]]:
         "weights too long": (whole, weights + b"\0"),
         "weights of another": (whole, weights[:-1] + bytes([weights[-1] ^ 1])),
         "unknown layer": (text.replace("HardSwish", "SoftSwash"), weights),
+        "blobs without a number": (text.replace("act 1 1", "act 1 one"), weights),
+        "fewer blobs": (text.replace("act 1 1", "act 1 9"), weights),
         "unknown blob": (text.replace("act 1 1 y.0", "act 1 1 q"), weights),
         "input without a shape": (text.replace(" 0=12 1=10 2=8", ""), weights),
         "input without channels": (text.replace(" 0=12 1=10 2=8", " 0=12 2=8"), weights),
@@ -189,10 +191,13 @@ def test_inputs_of_another_number(tmp_path):
     ("target", "message"),
     [
         (Target(runtime="ncnn", batch=2), "batch must be 1, got 2"),
+        (Target(runtime="ncnn", precision="bf16"), "bf16 needs ncnn 1.0.20260526 or newer, this one is 1.0.20260114"),
         (Target(runtime="ncnn", optimisation="basic"), "no optimisation level 'basic'; it has all, none"),
     ],
 )
-def test_targets_that_ncnn_cannot_be(target, message, tmp_path):
+def test_targets_that_ncnn_cannot_be(target, message, tmp_path, monkeypatch):
+    if target.precision == "bf16":
+        monkeypatch.setattr(ncnn, "__version__", "1.0.20260114")
     with pytest.raises(TargetError, match=message):
         NcnnRuntime().load(sealed_files(tmp_path / "m.param"), target, profile_nodes=False)
 

@@ -22,11 +22,12 @@ import numpy as np
 from hwprof.errors import MeasurementError, TargetError
 from hwprof.runtimes import NodeProfile
 from hwprof.runtimes.arrays import Array, random_images
-from hwprof.runtimes.ncnn_files import has_int8_weights, input_shapes, read_text, weights_path
+from hwprof.runtimes.ncnn_files import has_int8_weights, input_shapes, layer_kinds, read_text, weights_path
 from hwprof.target import Target
 from hwprof.timing import Clock
 
 LEVELS = ("all", "none")
+_FIRST_GOOD_BF16 = 20260526  # on x86, older ones multiply wrong shapes or end the process
 _SUPPORT = "cpu_support_"
 _UNTIMED = ("Input", "Split")  # they only pass on what is there
 _UNCONVERTED = 1  # extract's type: as it lies in memory
@@ -48,6 +49,8 @@ class NcnnRuntime:
             raise TargetError(f"ncnn has no optimisation level {target.optimisation!r}; it has {', '.join(LEVELS)}")
         if target.batch != 1:
             raise TargetError(f"ncnn runs one image at a time: target.batch must be 1, got {target.batch}")
+        if target.precision == "bf16" and _released() < _FIRST_GOOD_BF16:
+            raise TargetError(f"bf16 needs ncnn 1.0.{_FIRST_GOOD_BF16} or newer, this one is {ncnn.__version__}")
         return NcnnModel(path, target, profile_nodes)
 
 
@@ -57,6 +60,9 @@ class NcnnModel:
     def __init__(self, path: Path, target: Target, profile_nodes: bool) -> None:
         self._name = path.name
         text = read_text(path)
+        unknown = sorted(kind for kind in layer_kinds(text) if ncnn.layer_to_index(kind) < 0)
+        if unknown:
+            raise MeasurementError(f"{path.name} has layers that ncnn {ncnn.__version__} lacks: {', '.join(unknown)}")
         if has_int8_weights(text) and target.precision != "int8":
             raise MeasurementError(f"{path.name} has int8 weights, which do not run in {target.precision}")
         self._net = ncnn.Net()
@@ -127,6 +133,12 @@ class NcnnModel:
             # Held, it would be copied by a next layer that otherwise works in place.
             held.release()
         return tuple(times)
+
+
+def _released() -> int:
+    """The date in ncnn's version, 1.0.YYYYMMDD."""
+    date = ncnn.__version__.split(".")[-1]
+    return int(date) if date.isdecimal() else 0
 
 
 def _set_options(options: Any, target: Target) -> None:

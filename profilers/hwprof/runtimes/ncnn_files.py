@@ -44,9 +44,15 @@ def read_text(path: Path) -> str:
         )
     lines = body.split("\n")
     counts = lines[1].split() if len(lines) > 1 else []
-    if lines[0].strip() != MAGIC or len(counts) != 2 or counts[0] != str(len(_layers(body))):
+    layers = _layers(body)
+    if lines[0].strip() != MAGIC or len(counts) != 2 or counts[0] != str(len(layers)) or not _connected(layers):
         raise MeasurementError(f"{path.name} is no .param file of ncnn, or not all of it")
     return body
+
+
+def layer_kinds(text: str) -> set[str]:
+    """The kinds of layers that ncnn must know."""
+    return {words[0] for words in _layers(text)}
 
 
 def input_shapes(text: str) -> dict[str, tuple[int, ...]]:
@@ -78,6 +84,19 @@ def _layers(text: str) -> list[list[str]]:
     """The words of each layer's line: kind, name, numbers of inputs and outputs, their names, parameters."""
     words = [line.split() for line in text.split("\n")[2:]]
     return [line for line in words if len(line) >= 4]
+
+
+def _connected(layers: list[list[str]]) -> bool:
+    """Whether every layer reads only what a layer before it wrote."""
+    made: set[str] = set()
+    for _, _, inputs, outputs, *rest in layers:
+        if not (inputs.isdecimal() and outputs.isdecimal()):
+            return False
+        split, end = int(inputs), int(inputs) + int(outputs)
+        if len(rest) < end or not made.issuperset(rest[:split]):
+            return False
+        made.update(rest[split:end])
+    return True
 
 
 def _seal(text: str, weights: bytes) -> str:

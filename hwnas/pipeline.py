@@ -20,6 +20,7 @@ from hwnas.run import SURROGATE, Run, move_aside, score_objectives, score_study,
 from hwnas.search.assisted import assisted_search, choose_finalists
 from hwnas.search.study import ask_arch, failed, record_failure, record_trial, recorded
 from hwnas.space import Arch
+from hwnas.train.device import training_device
 from hwnas.train.loop import TrainConfig, TrainingFailed, train
 from hwnas.train.preprocess import normalise
 from hwnas.trained import build, save_weights, trained_front, weights_path
@@ -137,11 +138,12 @@ def _finalists(run: Run, rejected: set[Arch]) -> list[Arch]:
 
 def _score(run: Run, study: optuna.Study, arch: Arch, trial: optuna.Trial | None) -> float | None:
     """Score an architecture and record it as a trial; None where the score is undefined."""
-    data, size = run.data, run.space.input_shape(arch)[1]
+    data, size, device = run.data, run.space.input_shape(arch)[1], training_device(run.recipe.train.device)
     count = min(run.recipe.search.score_batch, len(data.x_train))
-    images = normalise(data.x_train[:count], data.mean, data.std, size)
+    images = normalise(data.x_train[:count], data.mean, data.std, size).to(device)
+    labels = data.y_train[:count].to(device)
     name = run.recipe.search.score
-    result = compute_scores([name], build(run, arch), images, data.y_train[:count], seed=run.recipe.seed)[name]
+    result = compute_scores([name], build(run, arch).to(device), images, labels, seed=run.recipe.seed)[name]
     if result.value is None:
         record_failure(study, run.space, arch, result.reason or "undefined", trial=trial)
     else:
@@ -156,7 +158,7 @@ def _train(run: Run, arch: Arch, stage: str) -> None:
     if arch in recorded(study) or arch in failed(study):
         return
     section = run.recipe.train
-    config = TrainConfig(**section.model_dump(exclude={"threads"}), seed=run.recipe.seed)
+    config = TrainConfig(**section.model_dump(exclude={"threads", "device"}), seed=run.recipe.seed)
     module, name = build(run, arch), run.network_name(arch)
     checkpoint = run.folder / "weights" / f"{name}.checkpoint"
     run.progress(stage, 0, section.epochs)
@@ -166,6 +168,7 @@ def _train(run: Run, arch: Arch, stage: str) -> None:
             run.data,
             run.space.input_shape(arch)[1],
             config,
+            device=training_device(section.device),
             checkpoint=checkpoint,
             max_threads=section.threads,
             progress=lambda done, total, facts: run.progress(stage, done, total),
@@ -174,7 +177,7 @@ def _train(run: Run, arch: Arch, stage: str) -> None:
         record_failure(study, run.space, arch, str(error))
         return
     # The weights are on disk before the trial says that they are; the checkpoint goes last.
-    save_weights(module, weights_path(run, arch))
+    save_weights(module.cpu(), weights_path(run, arch))  # so that they are read where there is no GPU
     latency = float(run.predictor.predict_ms(np.array([arch]))[0])
     record_trial(study, run.space, arch, (result.valid_accuracy, latency), asdict(result))
     checkpoint.unlink(missing_ok=True)
@@ -193,6 +196,7 @@ def report_stage(folder: Path) -> RunSummary:
 
 def run_all(run: Run) -> RunSummary:
     """Profile, search and export."""
+    training_device(run.recipe.train.device)  # a GPU that is not there is said now, not when the table is measured
     run.open_folder()
     with run.timed("profile"):
         profile_stage(run)

@@ -1,4 +1,4 @@
-"""Leave torch's random state and its number of threads as they were found."""
+"""Leave torch's random state, its number of threads and its choice of kernels as they were found."""
 
 from __future__ import annotations
 
@@ -21,6 +21,18 @@ def seed_modules(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def repeatable_kernels(device: torch.device) -> Iterator[None]:
+    """On a GPU: convolutions by algorithms that give the same bits in every run; cuDNN's fastest may not."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from hwnas.errors import DataError, HwnasError, RecipeError
 from hwnas.train.augment import Augment, draw_moves, move
 from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hwnas.train.data import ImageData
-from hwnas.train.isolation import at_most_threads, own_random_state, seed_modules
+from hwnas.train.isolation import at_most_threads, own_random_state, repeatable_kernels, seed_modules
 from hwnas.train.preprocess import normalise, resize
 from hwnas.train.schedule import DEFAULTS, OptimizerName, build_optimizer, epochs_left, rate_factor
 
@@ -121,7 +121,7 @@ def train(
     """
     device = torch.device(device)
     identity = identity_of(module, config, data.name, data.class_names, len(data.x_train), data.mean, data.std, size)
-    with at_most_threads(max_threads), own_random_state(device):
+    with at_most_threads(max_threads), own_random_state(device), repeatable_kernels(device):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         _check_fits(module, data, size)
         rate, decay = DEFAULTS[config.optimizer]

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def _net(classes: int = 10, width: int = 8, channels: int = 1, dropout: float = 
     )
 
 
+@pytest.fixture(autouse=True)
+def _on_the_accelerator(accelerator: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training of this file happens where --accelerator says."""
+    monkeypatch.setitem(globals(), "train", partial(loop.train, device=accelerator))
+
+
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
     return load_data("digits")
@@ -50,7 +57,7 @@ _SHORT = TrainConfig(epochs=4, batch_size=16)
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+    return {name: value.cpu().clone() for name, value in module.state_dict().items()}
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -94,7 +101,7 @@ def test_every_epoch_sees_every_image_once_in_another_order(few: ImageData) -> N
     seen: list[bytes] = []
     module = _net()
     module.register_forward_hook(
-        lambda net, inputs, _: seen.extend(x.numpy().tobytes() for x in inputs[0]) if net.training else None
+        lambda net, inputs, _: seen.extend(x.cpu().numpy().tobytes() for x in inputs[0]) if net.training else None
     )
     train(module, few, 8, dataclasses.replace(_SHORT, epochs=2, augment="none"))
     first, second = seen[:97], seen[97:]

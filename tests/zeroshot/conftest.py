@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,16 @@ class TinyNet(nn.Module):
         return self.fc(self.gap(self.features(x)).flatten(1))
 
 
+@pytest.fixture(autouse=True)
+def _on_the_accelerator(accelerator: torch.device) -> Iterator[None]:
+    """Networks and images of these tests are made where --accelerator says, and computed in IEEE's float32."""
+    if accelerator.type == "cpu":
+        yield
+        return
+    with torch.device(accelerator), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 @pytest.fixture(scope="session")
 def arrays() -> dict[str, np.ndarray]:
     with np.load(FIXTURES / "tinynet.npz") as tinynet, np.load(FIXTURES / "naswot.npz") as naswot:
@@ -53,9 +63,9 @@ def published() -> dict[str, float]:
 
 
 @pytest.fixture
-def images(arrays: dict[str, np.ndarray]) -> Tensor:
+def images(arrays: dict[str, np.ndarray], accelerator: torch.device) -> Tensor:
     """(16, 3, 16, 16)"""
-    return torch.from_numpy(arrays["X"].copy())
+    return torch.from_numpy(arrays["X"].copy()).to(accelerator)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def generator(seed=0):
 
 
 def test_the_authors_variant_is_what_their_code_gives(tinynet, images, arrays, published):
-    noise = torch.from_numpy(arrays["X2"])
+    noise = torch.from_numpy(arrays["X2"]).to(images.device)
     net = tinynet()
     assert zen_score(net, images, noise, variant="authors") == pytest.approx(published["zen_tinynet"], abs=1e-4)
     # nothing carries over from the first call, and the paper's formula is another
@@ -34,7 +34,7 @@ def test_the_authors_variance_is_the_running_one(images):
 
 
 def test_the_paper_variant_is_algorithm_1(tinynet, images, arrays):
-    noise = torch.from_numpy(arrays["X2"].copy())
+    noise = torch.from_numpy(arrays["X2"].copy()).to(images.device)
     net, layers = tinynet(), {}
 
     def keep_the_first(layer, args):

@@ -96,7 +96,7 @@ class OpenVinoModel:
         except MeasurementError:
             raise
         except Exception as error:  # RuntimeError of the library, MemoryError of inputs of absurd shapes
-            raise MeasurementError(f"openvino cannot load {path.name}: {_first_lines(error)}") from error
+            raise MeasurementError(f"openvino cannot load {path.name}: {_reason(error)}") from error
         threads = self._compiled.get_property("INFERENCE_NUM_THREADS")
         if threads != target.threads:
             raise TargetError(
@@ -128,7 +128,7 @@ class OpenVinoModel:
         try:
             return self._request.infer(share_outputs=True)  # without it, every output would be copied
         except RuntimeError as error:
-            raise MeasurementError(f"openvino cannot run {self._name}: {_first_lines(error)}") from error
+            raise MeasurementError(f"openvino cannot run {self._name}: {_reason(error)}") from error
 
     def _node_names(self) -> tuple[str, ...]:
         """A kernel's name is that of one node; the names of all that were fused into it are better, where known."""
@@ -186,7 +186,8 @@ def _images(port: Any, target: Target) -> Array:
     return random_images(extents, _DTYPES[kind])
 
 
-def _first_lines(error: Exception) -> str:
-    """OpenVINO's messages without the places in its sources where they were passed on."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
-    return " ".join(lines[:3]) or repr(error)
+def _reason(error: Exception) -> str:
+    """What OpenVINO complains of, without the places in its sources where that was passed on."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    passed_on = ("Exception from", "Check '", "FrontEnd API failed", "Summary:")
+    return " ".join(line for line in lines if line and not line.startswith(passed_on))[:500] or repr(error)

@@ -63,9 +63,7 @@ class _Observer(fx.Interpreter):
 
 def _limits(tensor: Tensor, name: str) -> Range:
     values = tensor.flatten().float()
-    left_out = int(OUTLIERS * len(values))
-    low = float(values.kthvalue(left_out + 1).values)
-    high = float(values.kthvalue(len(values) - left_out).values)
     if not torch.isfinite(values).all():
         raise DataError(f"the calibration images give values that are not finite at {name}")
-    return low, high
+    left_out = int(OUTLIERS * len(values))
+    return float(values.kthvalue(left_out + 1).values), float(values.kthvalue(len(values) - left_out).values)

@@ -1,14 +1,11 @@
 """LiteRT (TensorFlow Lite) on the CPU: the XNNPACK delegate, inputs bound once, one `invoke` an inference.
 
-Optimisation "all" is XNNPACK, which every app gets by default; "basic" is LiteRT's own optimised kernels and "none" its
-reference kernels, both without a delegate. The precision is the file's: halves are computed in halves where the file
-allows it and the CPU can, and no option changes that.
+Optimisation "all" is XNNPACK, which every app gets by default; "basic" is LiteRT's own kernels without a delegate. The
+precision is the file's: halves are computed in halves where the file allows it and the CPU can. XNNPACK's idle workers
+sleep, so a model that waits for its turn takes nothing from the one that is timed.
 
 Files hold images channels last, hosts send them channels first, so an input with four axes is transposed if that gives
 the file's shape, and is taken as it is where only that fits; outputs with four axes then come back channels first.
-
-With several threads, XNNPACK's idle workers spin for some milliseconds after an inference before they sleep, and no
-option ends that: on a machine whose cores are all wanted, models of a group then disturb each other a little.
 """
 
 from __future__ import annotations
@@ -31,7 +28,6 @@ from hwprof.timing import Clock
 LEVELS = {
     "all": OpResolverType.BUILTIN,
     "basic": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    "none": OpResolverType.BUILTIN_REF,
 }
 
 
@@ -72,9 +68,9 @@ class LiteRtModel:
             self._outputs = self._interpreter.get_output_details()
             images = [random_images(value["shape"]) for value in self._inputs]
             self._bind(images)
+        except MeasurementError:
+            raise
         except (ValueError, RuntimeError) as error:
-            if isinstance(error, MeasurementError):
-                raise
             raise MeasurementError(f"litert cannot load {path.name}: {_first_line(error)}") from error
         if profile_nodes:
             self._profiler = NodeProfiler(path, target, images, self._interpreter)
@@ -86,7 +82,7 @@ class LiteRtModel:
             self._invoke()
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
-        shapes = [tuple(value["shape"]) for value in self._inputs]
+        shapes = [tuple(map(int, value["shape"])) for value in self._inputs]
         if len(inputs) != len(shapes):
             raise MeasurementError(f"{self._name} takes {len(shapes)} inputs, got {len(inputs)}")
         laid_out = [self._channels_last(array, shape) for array, shape in zip(inputs, shapes)]

@@ -11,23 +11,23 @@ from hwprof.errors import MeasurementError
 # Every one of these is exactly one kernel of these kinds, whatever else is fused into it.
 _ANCHORS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _ANCHOR_KERNELS = ("Convolution", "Fully Connected")
-# These are one kernel, or a part of another one.
-_KERNELS = {
-    "ADD": "Add",
-    "AVERAGE_POOL_2D": "Average Pooling",
-    "CONCATENATION": "Concatenate",
-    "DEQUANTIZE": "Convert",
-    "HARD_SWISH": "HardSwish",
-    "LOGISTIC": "Sigmoid",
-    "MAX_POOL_2D": "Max Pooling",
-    "MEAN": "Mean",
-    "MUL": "Multiply",
-    "PAD": "Constant Pad",
-    "QUANTIZE": "Convert",
-    "RELU": "Clamp",
-    "RELU6": "Clamp",
-    "RESHAPE": "Static Reshape",
-    "TRANSPOSE": "Transpose",
+# These are a kernel that begins so, or a part of another one.
+_KERNELS: dict[str, tuple[str, ...]] = {
+    "ADD": ("Add",),
+    "AVERAGE_POOL_2D": ("Average Pooling",),
+    "CONCATENATION": ("Concatenate", "Copy"),
+    "DEQUANTIZE": ("Convert",),
+    "HARD_SWISH": ("HardSwish",),
+    "LOGISTIC": ("Sigmoid",),
+    "MAX_POOL_2D": ("Max Pooling",),
+    "MEAN": ("Mean",),
+    "MUL": ("Multiply",),
+    "PAD": ("Constant Pad",),
+    "QUANTIZE": ("Convert",),
+    "RELU": ("Clamp",),
+    "RELU6": ("Clamp",),
+    "RESHAPE": ("Static Reshape", "Copy"),
+    "TRANSPOSE": ("Transpose",),
 }
 # What XNNPACK adds behind an operator: a fused activation that its kernel cannot compute, another type or shape.
 _ADDED = ("Clamp", "Convert", "Copy", "Static Reshape")
@@ -92,7 +92,7 @@ def attributed(kernels: Sequence[str], took: Sequence[Operator]) -> list[Operato
                 if took[place].kind in _ANCHORS:
                     break
                 gap.append(place)
-            same = [place for place in gap if kernel.startswith(_KERNELS.get(took[place].kind, "\0"))]
+            same = [place for place in gap if kernel.startswith(_KERNELS.get(took[place].kind, ()))]
             if same:
                 chosen = same[0]
             elif owners and (kernel.startswith(_ADDED) or not gap):

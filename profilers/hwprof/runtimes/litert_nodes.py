@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from hwprof.target import Target
 _CPU = 1
 _WRITE = 1
 _TENSOR_TYPE_BYTES = 1024  # more than the library's description of a tensor's type takes
-_LEVELS = {"all": "xnnpack", "basic": "builtin", "none": "reference"}
+_KERNEL_MODES = {"all": "xnnpack", "basic": "builtin"}
 _CUT_OFF_US = 0.5
 
 # One event as the library's C++ header lays it out, on machines of 64 bits.
@@ -43,7 +44,8 @@ _EVENT = np.dtype(
 )
 _INVOKE, _OPERATOR, _KERNEL = 1, 2, 8
 _KINDS = [1 << bit for bit in range(9)]
-_UPGRADE = "node times need ai-edge-litert 2.3 or later; pip install --upgrade ai-edge-litert"
+_OLDEST = (2, 2)  # older libraries have other arguments and events
+_UPGRADE = f"node times need ai-edge-litert {_OLDEST[0]}.{_OLDEST[1]} or later; pip install --upgrade ai-edge-litert"
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -57,6 +59,10 @@ class NodeProfiler:
     def __init__(self, path: Path, target: Target, images: Sequence[Array], interpreter: Any) -> None:
         """`images` are the model's inputs; `interpreter` holds the same file, and knows its operators by name."""
         self._name = path.name
+        if any(min(value["shape_signature"]) < 0 for value in interpreter.get_input_details()):
+            raise MeasurementError(
+                f"{path.name}: nodes are profiled of files with fixed shapes only; fix the batch in it"
+            )
         self._operators, self._delegated = operators(interpreter)
         self._library = _Library(path.name)
         self._stack = ExitStack()
@@ -82,7 +88,7 @@ class NodeProfiler:
         model = self._made("LiteRtCreateModelFromFile", "LiteRtDestroyModel", environment, str(path).encode())
         options = self._made("LiteRtCreateOptions", "LiteRtDestroyOptions")
         self._library("LiteRtSetOptionsHardwareAccelerators", options, _CPU)
-        level = f'num_threads = {target.threads}\nkernel_mode = "{_LEVELS[target.optimisation]}"\n'
+        level = f'num_threads = {target.threads}\nkernel_mode = "{_KERNEL_MODES[target.optimisation]}"\n'
         self._texts = {b"xnnpack": level.encode(), b"runtime_options_string": b"enable_profiling = true\n"}
         for name, text in self._texts.items():
             option = self._library.made("LiteRtCreateOpaqueOptions", name, text, _keep)
@@ -118,7 +124,12 @@ class NodeProfiler:
         return buffers
 
     def _fill(self, buffer: int, image: Array) -> None:
-        handle, address = ctypes.c_void_p(buffer), ctypes.c_void_p()
+        handle, address, room = ctypes.c_void_p(buffer), ctypes.c_void_p(), ctypes.c_size_t()
+        self._library("LiteRtGetTensorBufferSize", handle, ctypes.byref(room))
+        if room.value < image.nbytes:
+            raise MeasurementError(
+                f"{self._name}: nodes are profiled of files with fixed shapes only, write the batch in"
+            )
         self._library("LiteRtLockTensorBuffer", handle, ctypes.byref(address), _WRITE)
         ctypes.memmove(address, np.ascontiguousarray(image).ctypes.data, image.nbytes)
         self._library("LiteRtUnlockTensorBuffer", handle)
@@ -129,7 +140,7 @@ class NodeProfiler:
             kind, tag = int(event["kind"]), ctypes.string_at(int(event["tag"])).decode(errors="replace")
             if kind == _INVOKE and tag == "Invoke":
                 runs.append([])
-            elif kind in (_OPERATOR, _KERNEL):
+            elif kind in (_OPERATOR, _KERNEL) and runs:
                 runs[-1].append((kind, tag, int(event["number"]), float(event["us"]) + _CUT_OFF_US))
         steps = [[step[:3] for step in run] for run in runs]
         if not steps or not steps[0] or any(run != steps[0] for run in steps):
@@ -137,20 +148,20 @@ class NodeProfiler:
         return NodeProfile(tuple(self._names(steps[0])), tuple(tuple(step[3] for step in run) for run in runs))
 
     def _names(self, steps: Sequence[tuple[int, str, int]]) -> list[str]:
-        """The tensor that a kernel computes, or has a part in, and the kernel."""
+        """The tensor that each kernel computes, or has a part in, and the kernel."""
         pieces: list[list[str]] = []
         for kind, tag, number in steps:
-            if kind == _KERNEL and number == 0:
+            if kind == _KERNEL and (number == 0 or not pieces):
                 pieces.append([])
             if kind == _KERNEL:
                 pieces[-1].append(tag)
-        if len(pieces) != len(self._delegated):
-            raise MeasurementError(
-                f"{self._name}: the profiler tells of {len(pieces)} delegated parts, there are {len(self._delegated)}"
-            )
-        kernels = iter(owner.name for piece, took in zip(pieces, self._delegated) for owner in attributed(piece, took))
+        known = all(kind == _KERNEL or number in self._operators for kind, _, number in steps)
+        if len(pieces) != len(self._delegated) or not known:
+            raise MeasurementError(f"{self._name}: the profiler tells of other parts than the file has")
+        owners = chain(*(attributed(piece, took) for piece, took in zip(pieces, self._delegated)))
         return [
-            f"{next(kernels) if kind == _KERNEL else self._operators[number].name} {tag}" for kind, tag, number in steps
+            f"{(next(owners) if kind == _KERNEL else self._operators[number]).name} {tag}"
+            for kind, tag, number in steps
         ]
 
     def _events(self) -> Array:
@@ -175,6 +186,9 @@ class _Library:
 
     def __init__(self, file: str) -> None:
         self._file = file
+        version = ai_edge_litert.__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+            raise MeasurementError(f"ai-edge-litert {version} is installed: {_UPGRADE}")
         folder = Path(ai_edge_litert.__file__).parent
         try:
             self._functions = ctypes.CDLL(str(next(folder.glob("libLiteRt.*"))))

@@ -286,5 +286,17 @@ def test_8_and_axes_that_are_computed(fake8: FakeTensorRt, tmp_path: Path) -> No
         build(fake8, reduction(tmp_path / "m.onnx", constant=False))
 
 
+def test_an_empty_file(fake: FakeTensorRt, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"")
+    with pytest.raises(MeasurementError, match=r"m\.onnx holds no network"):
+        build(fake, tmp_path / "m.onnx")
+
+
+def test_8_and_what_is_no_onnx(fake8: FakeTensorRt, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"not a model")
+    with pytest.raises(MeasurementError, match=r"m\.onnx is no ONNX file"):
+        build(fake8, tmp_path / "m.onnx")
+
+
 def test_since_10_files_are_read_as_they_are(fake10: FakeTensorRt, tmp_path: Path) -> None:
     assert "parse opset 18" in build(fake10, reduction(tmp_path / "m.onnx"))

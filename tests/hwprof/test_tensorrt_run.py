@@ -161,6 +161,12 @@ def test_an_engine_file_is_run_as_it_is(fake: FakeTensorRt, tmp_path: Path) -> N
     assert "build" not in fake.recorder.events
 
 
+@pytest.mark.parametrize("name", ["gone.onnx", "gone.engine"])
+def test_a_file_that_is_not_there(fake10: FakeTensorRt, tmp_path: Path, name: str) -> None:
+    with pytest.raises(MeasurementError, match=f"{name} cannot be read"):
+        fake10.runtime.TensorRtRuntime().load(tmp_path / name, GPU, profile_nodes=False)
+
+
 def test_an_engine_of_another_batch(fake10: FakeTensorRt, tmp_path: Path) -> None:
     runtime = fake10.runtime.TensorRtRuntime()
     runtime.build_engine(write(tmp_path / "m.onnx"), tmp_path / "m.plan", GPU)

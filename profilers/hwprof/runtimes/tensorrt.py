@@ -21,7 +21,7 @@ import numpy as np
 import tensorrt as trt
 
 from hwprof.cuda import Buffer, Gpu, Graph
-from hwprof.errors import MeasurementError
+from hwprof.errors import HwprofError, MeasurementError
 from hwprof.files import write_atomic
 from hwprof.runtimes import NodeProfile
 from hwprof.runtimes.arrays import Array, random_images
@@ -69,7 +69,12 @@ class TensorRtRuntime:
 
     def load(self, path: Path, target: Target, *, profile_nodes: bool) -> TensorRtModel:
         settings = settings_for(target)
-        plan = path.read_bytes() if path.suffix in ENGINES else self._plan(path, settings)
+        try:
+            plan = path.read_bytes() if path.suffix in ENGINES else self._plan(path, settings)
+        except HwprofError:  # no GPU, say, which is an OSError too
+            raise
+        except OSError as error:
+            raise MeasurementError(f"{path.name} cannot be read: {error}") from error
         return TensorRtModel(self._gpu, self._engine(plan, path.name, settings), path.name, target.batch, profile_nodes)
 
     def build_engine(

@@ -16,13 +16,17 @@ OPSET = 17
 def older_onnx(path: Path) -> bytes:
     """A model file as ONNX of at most opset 17.
 
-    Raises MeasurementError if it holds a reduction over axes that are computed, RuntimeMissingError without `onnx`.
+    Raises MeasurementError if it is none, or has a reduction over axes that are computed, RuntimeMissingError without
+    the package onnx.
     """
     try:
         import onnx
     except ImportError as error:
         raise RuntimeMissingError(f"TensorRT 8 needs the package onnx beside it ({error}); pip install onnx") from error
-    model = onnx.load(str(path))
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # of the package that parses it
+        raise MeasurementError(f"{path.name} is no ONNX file: {error}") from error
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if not node.op_type.startswith("Reduce") or node.op_type == "ReduceSum" or len(node.input) < 2:

@@ -144,6 +144,8 @@ def _parse_error(error: Any) -> str:
 
 def _check_network(model: Path, network: Any, settings: Settings) -> None:
     """Refuse what would be timed under a wrong name; TensorRT 8 chooses precision by flags, whatever the file's."""
+    if network.num_layers == 0:  # to the parser, no bytes at all are a model
+        raise MeasurementError(f"{model.name} holds no network")
     if MAJOR < 10:
         return
     layers = [network.get_layer(index) for index in range(network.num_layers)]

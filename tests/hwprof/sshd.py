@@ -50,7 +50,8 @@ class Sshd:
         config.write_text(
             f"ListenAddress 127.0.0.1\nHostKey {self.folder}/host\nAuthorizedKeysFile {self.folder}/authorized\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\n"
-            f"SetEnv TMPDIR={self.folder}/temporary XDG_CACHE_HOME={self.folder}/home\n{settings}\n"
+            # Login scripts of whoever runs the tests have no part in them.
+            f"SetEnv HOME={self.folder}/home TMPDIR={self.folder}/temporary\n{settings}\n"
         )
         if os.getuid() == 0:  # where the server's unprivileged half lives; the system's service makes it, too
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

@@ -144,13 +144,9 @@ def test_what_others_forgot_is_removed_and_what_is_in_use_stays(server: Sshd) ->
 
 def test_the_default_folder_is_the_users_cache(server: Sshd) -> None:
     with connect(server, folder=""):
-        assert list((server.folder / "home" / "hwprof").glob("keep/*/*.pyz"))
-    with connect(server, folder="~/.hwprof-test-not-there/../.hwprof-test"):
-        folder = Path.home() / ".hwprof-test"
-        assert list(folder.glob("keep/*/*.pyz"))
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
+        assert list((server.folder / "home" / ".cache" / "hwprof").glob("keep/*/*.pyz"))
+    with connect(server, folder="~/elsewhere/ours"):
+        assert list((server.folder / "home" / "elsewhere" / "ours").glob("keep/*/*.pyz"))
 
 
 def refuse(server: Sshd, **options: str) -> str:
@@ -202,6 +198,14 @@ def test_a_login_script_that_prints_is_told(server: Sshd) -> None:
     server.stop()
     server.start('ForceCommand echo "Welcome to $(id -un)"; eval "$SSH_ORIGINAL_COMMAND"')
     assert "a login script on device prints 'Welcome to " in refuse(server)
+
+
+def test_a_login_script_that_waits_is_told(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh_connection, "LOGIN_SECONDS", 1.0)
+    server.stop()
+    server.start("ForceCommand sleep 600")
+    assert "device does not answer within 1 s, or a login script there waits for something" in refuse(server)
+    assert not server.clients()
 
 
 def test_no_ssh_program_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

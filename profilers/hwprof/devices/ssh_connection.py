@@ -26,6 +26,8 @@ from hwprof.errors import DeviceError
 CONNECT_SECONDS = 10
 ALIVE_SECONDS = 5
 ALIVE_COUNT = 3
+# Login scripts can be slow.
+LOGIN_SECONDS = 30.0
 # A command of ours, and the slowest of links for a file.
 COMMAND_SECONDS = 60.0
 BYTES_PER_SECOND = 50_000
@@ -68,16 +70,23 @@ class SshConnection:
         command = f"echo {_CONNECTED.decode().strip()}; exec cat >/dev/null"
         self._master = self._process(command, subprocess.PIPE, master=True)
         said, complaints = _Reader(self._master.stdout, until=_CONNECTED), _Reader(self._master.stderr)
-        said.found.wait(3 * CONNECT_SECONDS)
+        answered = said.found.wait(LOGIN_SECONDS)
         if said.kept == _CONNECTED:
             return
         self._master.kill()
+        problem = complaints.text()
+        self.close()
         if said.kept.endswith(_CONNECTED):
             raise DeviceError(
                 f"a login script on {self._login.address} prints {said.text()[:100]!r}: commands cannot be told from "
                 "it, so it must be silent where there is no terminal"
             )
-        raise DeviceError(self._explained(complaints.text()))
+        if not answered:
+            raise DeviceError(
+                f"{self._login.address} does not answer within {LOGIN_SECONDS:.0f} s, or a login script there waits "
+                f"for something: try {self._login.by_hand()} true"
+            )
+        raise DeviceError(self._explained(problem))
 
     def close(self) -> None:
         """End the connection; does nothing if there is none."""

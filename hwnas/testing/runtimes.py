@@ -133,7 +133,7 @@ def _infer(client: AgentClient, file: Path, images: Tensor) -> np.ndarray[Any, A
 
 def _check_group(client: AgentClient, target: Target, folder: Path) -> None:
     """Plain and profiled runs of a small and a large network."""
-    space = MobileNetV3Space(resolutions=(32, 96), depths=(1, 3), num_classes=10)
+    space = MobileNetV3Space(resolutions=(32, 64), depths=(1, 2), num_classes=10)
     small, large = (0,) * len(space.slots), tuple(len(slot.options) - 1 for slot in space.slots)
     files = {
         name: write_arch(space, space.check(arch), target, folder / name)

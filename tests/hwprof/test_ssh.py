@@ -232,6 +232,18 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(server: Sshd, model: Path, 
         subprocess.run(["umount", "-l", small], check=True)
 
 
+@pytest.mark.parametrize("sent", [b"", b"hal", b"whole", b"whole and more"])
+def test_only_a_whole_file_takes_its_name(tmp_path: Path, sent: bytes) -> None:
+    """A connection that breaks looks to the receiving end like the end of the file."""
+    partial, there = tmp_path / "it's partial", tmp_path / "file"
+    partial.write_bytes(sent)
+    there.write_bytes(b"older")
+    done = subprocess.run(["sh", "-c", remote.receive(str(partial), str(there), 5)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == ((0, "") if sent == b"whole" else (1, "incomplete\n"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert there.read_bytes() == (b"whole" if sent == b"whole" else b"older")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -11,11 +11,9 @@ a graph makes it a single short one.
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
-from pathlib import Path
 from typing import Any
 
 from hwprof.errors import AcceleratorError, MeasurementError
@@ -85,7 +83,7 @@ class Gpu:
         """What of the GPU changes latency; part of a table's fingerprint."""
         return {
             "accelerator": f"{self.name}, compute capability {self.capability}",
-            "driver": f"{_driver_version()} (CUDA {self.cuda // 1000}.{self.cuda % 1000 // 10})",
+            "driver": f"CUDA {self.cuda // 1000}.{self.cuda % 1000 // 10}",  # its own version is in hwprof.gpu
         }
 
     def busy_ns(self) -> int:
@@ -196,13 +194,3 @@ def _load() -> ctypes.CDLL:
             "container with --gpus all"
         ) from error
     return library
-
-
-def _driver_version() -> str:
-    """The version of the kernel's driver, e.g. '550.54.15'; 'unknown' where it does not say."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(errors="replace")
-    except OSError:
-        return "unknown"
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
-    return found.group() if found else "unknown"

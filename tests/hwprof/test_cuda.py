@@ -23,9 +23,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
 
 
 def test_facts(driver: ctypes.CDLL) -> None:
-    versions = Gpu().versions()
-    assert versions["accelerator"] == "Fake GPU, compute capability 8.6"
-    assert versions["driver"].endswith("(CUDA 12.4)")
+    assert Gpu().versions() == {"accelerator": "Fake GPU, compute capability 8.6", "driver": "CUDA 12.4"}
 
 
 def test_only_work_within_timed_counts(driver: ctypes.CDLL) -> None:
@@ -117,6 +115,46 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "LIBRARY", "libcuda-that-is-not-there.so.1")
     with pytest.raises(AcceleratorError, match="--gpus all"):
         Gpu()
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_computes_on_our_stream_and_memory() -> None:
+    """With torch as the library that works on them: what is written is read, captured, replayed, and takes its time."""
+    import torch
+
+    gpu = Gpu()
+    assert gpu.name == torch.cuda.get_device_name()
+    stream = torch.cuda.ExternalStream(gpu.stream)
+    left = torch.randn(4096, 4096, device="cuda")
+    product = torch.empty_like(left)
+
+    def multiply() -> None:
+        with torch.cuda.stream(stream):
+            torch.mm(left, left, out=product)
+
+    for _ in range(3):
+        multiply()
+    gpu.synchronise()
+    graph = gpu.capture(multiply)
+    assert graph is not None
+    for work in (multiply, graph.launch):
+        product.zero_()
+        torch.cuda.synchronize()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        begin = gpu.busy_ns()
+        events[0].record(stream)
+        gpu.timed(work)
+        events[1].record(stream)
+        events[1].synchronize()
+        assert torch.allclose(product, left @ left, rtol=1e-3, atol=1e-2)
+        # Ours is within theirs, and 0.14 TFLOP take a tenth of a millisecond on any GPU.
+        assert 0.1e6 < gpu.busy_ns() - begin <= events[0].elapsed_time(events[1]) * 1e6 + 1e3
+    graph.close()
+    data = bytes(range(256))
+    buffer = Buffer(gpu, len(data))
+    buffer.write(data)
+    assert buffer.read() == data
+    buffer.close()
 
 
 def header() -> Path | None:

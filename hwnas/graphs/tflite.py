@@ -4,16 +4,17 @@ Everything is NHWC, as in files for devices: an input of the graph (batch, chann
 (batch, height, width, channels), and so does an output with four axes. Names of tensors carry the tags of the blocks;
 one that an activation was fused into is called "convolution;activation", so that it belongs to the convolution's block.
 
-fp32    as in the graph.
+fp32    as in the graph. Only a depthwise convolution of more than 25 taps becomes the sum of smaller ones: XNNPACK
+        (LiteRT 2.3) has no kernel for it, and took 11 to 24 times as long for 7x7 as for 5x5 on x86, for the sum 3.
 fp16    weights are halves, each made float again by a DEQUANTIZE, and the file says that computing in halves is fine
         ("reduced_precision_support"): XNNPACK then does so where the CPU can (ARM from v8.2 on). Elsewhere, on x86 for
         one, it unpacks the weights once, when it loads the file, and computes in fp32, in the time of fp32.
 int8    weights, activations and sums are integers; inputs and output stay float, behind a QUANTIZE and a DEQUANTIZE.
-        XNNPACK (LiteRT 2.3) has no int8 HARD_SWISH, AVERAGE_POOL_2D, RELU or RELU6: written as such, each cuts the
-        graph into pieces and runs a slow kernel; stacks of 1x1 convolutions took 3 to 15 times as long with them on
-        x86. So an activation that no operator takes in becomes a QUANTIZE to a scale that starts at zero, which
-        saturates where it would, and hard-swish and average pooling are computed in float between a DEQUANTIZE and a
-        QUANTIZE: there as fast as the fastest integer form that was found (ADD, MUL, MUL), and more exact.
+        XNNPACK has no int8 HARD_SWISH, AVERAGE_POOL_2D, RELU or RELU6: written as such, each cuts the graph into pieces
+        and runs a slow kernel; stacks of 1x1 convolutions took 1.1 to 15 times as long as in fp32 with them on x86,
+        where they should take a third. So an activation that no operator takes in becomes a QUANTIZE to a scale that
+        starts at zero, which saturates where it would. Hard-swish, average pooling and the sums above are computed in
+        float between a DEQUANTIZE and a QUANTIZE; XNNPACK makes of hard-swish between these one table to look up.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from ai_edge_litert import schema_py_generated as schema
 from hwnas.errors import SpaceError
 from hwnas.graphs.plain import Graph, Node
 from hwnas.graphs.tflite_file import ModelFile, Scale, Tensor
-from hwnas.graphs.tflite_operators import FORMS, Step
+from hwnas.graphs.tflite_operators import FORMS, is_wide
 from hwnas.graphs.tflite_quantise import activation_scales
+from hwnas.graphs.tflite_step import NO_ACTIVATION, Step
 from hwnas.trace import Shape
 
 # The first version of TensorFlow Lite that runs all that is written in each precision.
@@ -103,11 +105,11 @@ class _Writer:
             name=f"{node.name};{fused.name}" if fused else node.name,
             shape=self._shape(node.output),
             scale=self.scales.get(result.output),
-            activation=_ACTIVATIONS[fused.kind] if fused else schema.ActivationFunctionType.NONE,
+            activation=_ACTIVATIONS[fused.kind] if fused else NO_ACTIVATION,
             halves=self.halves,
             negative=self._kinds.get(node.inputs[0]) not in _NEVER_NEGATIVE,
         )
-        if step.scale is not None and node.kind in _FLOAT_IN_INT8:
+        if step.scale is not None and (node.kind in _FLOAT_IN_INT8 or is_wide(node)):
             inputs = tuple(self.file.as_float(tensor, f"{step.name}/input") for tensor in step.inputs)
             tensor = FORMS[node.kind](replace(step, inputs=inputs, name=f"{step.name}/float32", scale=None))
             tensor = self.file.quantised(tensor, step.name, step.scale)

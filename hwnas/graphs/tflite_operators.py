@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,111 +15,30 @@ from ai_edge_litert import schema_py_generated as schema
 
 from hwnas.errors import SpaceError
 from hwnas.graphs.plain import Node
-from hwnas.graphs.tflite_file import Array, ModelFile, Scale, Tensor
-from hwnas.graphs.tflite_quantise import SIGMOID, int8_weights, positive_constant, range_scale
-from hwnas.trace import Shape
+from hwnas.graphs.tflite_file import Array, Tensor
+from hwnas.graphs.tflite_quantise import SIGMOID, range_scale
+from hwnas.graphs.tflite_step import NO_ACTIVATION, VALID, Step
 
-_SAME, _VALID = schema.Padding.SAME, schema.Padding.VALID
 _RELU6 = schema.ActivationFunctionType.RELU6
 _SIX = range_scale(0, 6)
 _GROUPED = 6  # the version of CONV_2D that knows groups
+_MOST_TAPS = 25  # of XNNPACK's kernels for depthwise convolutions
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a node becomes: a tensor of this name, shape and (in int8) scale, made of `inputs`, all of one type.
-
-    `activation` is one that the node's operator computes too; `halves` is whether weights are kept as float16;
-    `negative` is whether the first input may hold numbers below zero.
-    """
-
-    file: ModelFile
-    node: Node
-    inputs: tuple[Tensor, ...]
-    name: str
-    shape: Shape
-    scale: Scale | None
-    activation: int = schema.ActivationFunctionType.NONE
-    halves: bool = False
-    negative: bool = True
-
-    def part(
-        self, name: str, inputs: tuple[Tensor, ...], scale: Scale | None = None, shape: Shape | None = None
-    ) -> Step:
-        """A step on the way: its result has a name below this one's, and no activation."""
-        none = schema.ActivationFunctionType.NONE
-        scale = None if self.scale is None else scale or self.scale
-        return replace(
-            self, name=f"{self.name}/{name}", inputs=inputs, shape=shape or self.shape, scale=scale, activation=none
-        )
-
-    def operator(
-        self, kind: str, inputs: tuple[Tensor, ...], options: Any = None, version: int | None = None
-    ) -> Tensor:
-        """Append the operator that computes the step's result; the activation goes into its options."""
-        if hasattr(options, "fusedActivationFunction"):
-            options.fusedActivationFunction = self.activation
-        result = self.file.tensor(self.name, self.shape, inputs[0].dtype, self.scale)
-        return self.file.operator(kind, inputs, result, options, version=version)
-
-    def integers(self, name: str, values: Any) -> Tensor:
-        """Constant sizes, axes or orders."""
-        return self.file.constant(f"{self.name}/{name}", np.array(values, np.int32))
-
-    def number(self, name: str, value: float) -> Tensor:
-        """One constant number above zero, of the type of the step's tensors."""
-        if self.scale is None:
-            return self.file.constant(f"{self.name}/{name}", np.array([value], np.float32))
-        return self.file.constant(f"{self.name}/{name}", *positive_constant(value))
-
-    def weights(self, weight: Array, bias: Array, axis: int) -> tuple[Tensor, Tensor]:
-        """Weights and bias; `axis` is the one of the output channels."""
-        names = f"{self.node.name}/weight", f"{self.node.name}/bias"
-        if self.scale is not None:
-            source = self.inputs[0].scale
-            assert source is not None
-            integers, scale, sums = int8_weights(weight, bias, axis, source, self.scale)
-            of_sums = Scale(np.float32(scale.scale * source.scale))
-            return self.file.constant(names[0], integers, scale), self.file.constant(names[1], sums, of_sums)
-        constant = self._half if self.halves else self.file.constant
-        return constant(names[0], weight), constant(names[1], bias)
-
-    def _half(self, name: str, array: Array) -> Tensor:
-        limit = np.finfo(np.float16).max  # beyond it a half is infinite
-        half = self.file.constant(f"{name}/fp16", np.clip(array, -limit, limit).astype(np.float16))
-        return self.file.as_float(half, name)
-
-    def padded(self, kernel: Shape, *, same: bool = True, lowest: bool = False) -> tuple[Tensor, int]:
-        """The first input and the padding left to the operator: what the format calls SAME, or VALID after a PAD.
-
-        SAME puts an odd row at the end where PyTorch pads both sides alike, so with a stride the two are often not the
-        same. `same` is whether SAME may be used at all, `lowest` whether padding is the least number, not zero.
-        """
-        source, (vertical, horizontal) = self.inputs[0], self.node.attributes["padding"]
-        axes = zip(source.shape[1:3], self.shape[1:3], kernel, self.node.attributes["stride"], strict=True)
-        if not vertical and not horizontal:
-            return source, _VALID
-        if same and all(_same(*axis) == pad for axis, pad in zip(axes, (vertical, horizontal), strict=True)):
-            return source, _SAME
-        batch, height, width, channels = source.shape
-        shape = (batch, height + 2 * vertical, width + 2 * horizontal, channels)
-        step = self.part("padded", (source,), source.scale, shape)
-        inputs = (source, step.integers("sizes", [[0, 0], [vertical] * 2, [horizontal] * 2, [0, 0]]))
-        if not lowest:
-            return step.operator("PAD", inputs, schema.PadOptionsT()), _VALID
-        least = np.array([np.finfo(np.float32).min], np.float32) if source.scale is None else np.array([-128], np.int8)
-        padding = self.file.constant(f"{step.name}/least", least, source.scale)
-        return step.operator("PADV2", (*inputs, padding), schema.PadV2OptionsT()), _VALID
-
-
-def _same(size: int, output: int, kernel: int, stride: int) -> int | None:
-    """How many rows SAME pads before the first one; None if it gives another number of outputs."""
-    if output != math.ceil(size / stride):
-        return None
-    return max((output - 1) * stride + kernel - size, 0) // 2
+def is_wide(node: Node) -> bool:
+    """Whether the node is a depthwise convolution that is written as several, each of a few columns of its kernel."""
+    if node.kind != "conv" or node.attributes["groups"] == 1 or node.weights["weight"].shape[1] > 1:
+        return False
+    height, width = node.weights["weight"].shape[2:]
+    reach = width // 2 * node.attributes["dilation"][1]
+    return height * width > _MOST_TAPS >= 2 * height and width % 2 == 1 and node.attributes["padding"][1] >= reach
 
 
 def _conv(step: Step) -> Tensor:
+    return _wide_depthwise(step) if is_wide(step.node) else _plain_conv(step)
+
+
+def _plain_conv(step: Step) -> Tensor:
     weight, bias, attributes = step.node.weights["weight"], step.node.weights["bias"], step.node.attributes
     dilation, groups = attributes["dilation"], attributes["groups"]
     kernel = tuple((extent - 1) * factor + 1 for extent, factor in zip(weight.shape[2:], dilation, strict=True))
@@ -137,9 +56,43 @@ def _conv(step: Step) -> Tensor:
     return step.operator("DEPTHWISE_CONV_2D", inputs, options)
 
 
+def _wide_depthwise(step: Step) -> Tensor:
+    """The sum of convolutions with the first, middle and last column of the kernel, the second and last but one, ...
+
+    Each has few enough taps, and is symmetric: columns that lie apart are a dilation. A kernel too high for three
+    columns has its middle one alone.
+    """
+    weight, attributes = step.node.weights["weight"], step.node.attributes
+    height, width = weight.shape[2:]
+    (above, beside), (down, across) = attributes["padding"], attributes["dilation"]
+    middle = width // 2
+    pairs = [[column, width - 1 - column] for column in range(middle)]
+    columns = [[0, middle, width - 1], *pairs[1:]] if 3 * height <= _MOST_TAPS else [[middle], *pairs]
+    parts = []
+    for chosen in columns:
+        bias = step.node.weights["bias"] if not parts else np.zeros(len(weight), np.float32)
+        gap = chosen[1] - chosen[0] if len(chosen) > 1 else 1
+        part = replace(
+            step.node,
+            name=f"{step.node.name}/columns{'_'.join(map(str, chosen))}",
+            weights={"weight": weight[..., chosen], "bias": bias},
+            attributes={
+                **attributes,
+                "padding": (above, beside - chosen[0] * across),
+                "dilation": (down, gap * across),
+            },
+        )
+        parts.append(_plain_conv(replace(step, node=part, name=part.name, activation=NO_ACTIVATION)))
+    total, *others = parts
+    for number, part in enumerate(others, 1):
+        whole = step if number == len(others) else step.part(f"sum{number}")
+        total = whole.operator("ADD", (total, part), schema.AddOptionsT())
+    return total
+
+
 def _batch_norm(step: Step) -> Tensor:
     """A depthwise 1x1 convolution: one operator, and in int8 a scale per channel."""
-    options = schema.DepthwiseConv2DOptionsT(padding=_VALID, strideH=1, strideW=1, depthMultiplier=1)
+    options = schema.DepthwiseConv2DOptionsT(padding=VALID, strideH=1, strideW=1, depthMultiplier=1)
     weight, bias = step.node.weights["scale"].reshape(1, 1, 1, -1), step.node.weights["shift"]
     return step.operator("DEPTHWISE_CONV_2D", (*step.inputs, *step.weights(weight, bias, 3)), options)
 
@@ -160,18 +113,18 @@ def _relu(step: Step) -> Tensor:
 def _sigmoid(step: Step) -> Tensor:
     if step.scale is None or step.scale == SIGMOID:
         return step.operator("LOGISTIC", step.inputs)
-    own = step.part("sigmoid", step.inputs, SIGMOID).operator("LOGISTIC", step.inputs)
+    own = step.part("sigmoid", SIGMOID).operator("LOGISTIC", step.inputs)
     return step.file.quantised(own, step.name, step.scale)
 
 
 def _silu(step: Step) -> Tensor:
-    gate = step.part("gate", step.inputs, SIGMOID).operator("LOGISTIC", step.inputs)
+    gate = step.part("gate", SIGMOID).operator("LOGISTIC", step.inputs)
     return step.operator("MUL", (*step.inputs, gate), schema.MulOptionsT())
 
 
 def _hardsigmoid(step: Step) -> Tensor:
     """relu6(x + 3) / 6, as Keras writes it: the format has no operator for it."""
-    shifted = replace(step.part("shifted", step.inputs, _SIX), activation=_RELU6)
+    shifted = replace(step.part("shifted", _SIX), activation=_RELU6)
     inputs = (*step.inputs, shifted.number("three", 3.0))
     inputs = (shifted.operator("ADD", inputs, schema.AddOptionsT()), step.number("sixth", 1 / 6))
     return step.operator("MUL", inputs, schema.MulOptionsT())
@@ -200,7 +153,7 @@ def _avg_pool(step: Step) -> Tensor:
     source, padding = step.padded(attributes["kernel"], same=not attributes["count_include_pad"])
     if attributes["count_include_pad"] or source is step.inputs[0]:
         return _pool(step, "AVERAGE_POOL_2D", source, padding)
-    means = _pool(step.part("mean", step.inputs), "AVERAGE_POOL_2D", source, padding)
+    means = _pool(step.part("mean"), "AVERAGE_POOL_2D", source, padding)
     geometry = zip(step.inputs[0].shape[1:3], step.shape[1:3], attributes["padding"], strict=True)
     parts = [
         _shares(*axis, kernel, stride)
@@ -230,7 +183,7 @@ def _flatten(step: Step) -> Tensor:
     (source,) = step.inputs
     if len(source.shape) == 4 and math.prod(source.shape[1:3]) > 1:
         batch, height, width, channels = source.shape
-        turned = step.part("channels_first", step.inputs, shape=(batch, channels, height, width))
+        turned = step.part("channels_first", shape=(batch, channels, height, width))
         source = turned.operator("TRANSPOSE", (source, turned.integers("order", [0, 3, 1, 2])))
     return step.operator("RESHAPE", (source, step.integers("shape", step.shape)), schema.ReshapeOptionsT([*step.shape]))
 

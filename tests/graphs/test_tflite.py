@@ -97,6 +97,13 @@ CASES = {
     "conv-no-padding": (nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, bias=False)), ["CONV_2D"]),
     "depthwise": (nn.Sequential(nn.Conv2d(4, 4, 5, padding=2, groups=4)), ["DEPTHWISE_CONV_2D"]),
     "depthwise-multiplied": (nn.Sequential(nn.Conv2d(4, 12, 3, groups=4)), ["DEPTHWISE_CONV_2D"]),
+    "depthwise-wide": (
+        nn.Sequential(nn.Conv2d(4, 8, 7, padding=3, groups=4), nn.ReLU()), ["DEPTHWISE_CONV_2D"] * 3 + ["ADD"] * 2
+    ),
+    "depthwise-high": (
+        nn.Sequential(nn.Conv2d(4, 4, (9, 3), 2, padding=(4, 1), groups=4)), ["DEPTHWISE_CONV_2D"] * 2 + ["ADD"]
+    ),
+    "depthwise-wide-unpadded": (nn.Sequential(nn.Conv2d(4, 4, 7, groups=4)), ["DEPTHWISE_CONV_2D"]),
     "one-channel": (nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 3, 3)), ["CONV_2D", "CONV_2D"]),
     "conv-bn-relu": (nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()), ["CONV_2D"]),
     "conv-relu6": (nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU6()), ["CONV_2D"]),
@@ -181,7 +188,7 @@ def test_convolutions_of_any_shape(data):
     outputs = groups * data.draw(st.integers(1, 3), "out")
     kernel, stride, padding, dilation = (
         data.draw(st.tuples(st.integers(low, high), st.integers(low, high)), name)
-        for name, low, high in (("kernel", 1, 5), ("stride", 1, 3), ("padding", 0, 4), ("dilation", 1, 2))
+        for name, low, high in (("kernel", 1, 8), ("stride", 1, 3), ("padding", 0, 6), ("dilation", 1, 2))
     )
     size = tuple(
         max(data.draw(st.integers(1, 13), "size"), dilation[axis] * (kernel[axis] - 1) + 1 - 2 * padding[axis])

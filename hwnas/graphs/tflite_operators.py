@@ -72,7 +72,7 @@ def _wide_depthwise(step: Step) -> Tensor:
     for chosen in columns:
         bias = step.node.weights["bias"] if not parts else np.zeros(len(weight), np.float32)
         gap = chosen[1] - chosen[0] if len(chosen) > 1 else 1
-        part = replace(
+        few = replace(
             step.node,
             name=f"{step.node.name}/columns{'_'.join(map(str, chosen))}",
             weights={"weight": weight[..., chosen], "bias": bias},
@@ -82,7 +82,7 @@ def _wide_depthwise(step: Step) -> Tensor:
                 "dilation": (down, gap * across),
             },
         )
-        parts.append(_plain_conv(replace(step, node=part, name=part.name, activation=NO_ACTIVATION)))
+        parts.append(_plain_conv(replace(step, node=few, name=few.name, activation=NO_ACTIVATION)))
     total, *others = parts
     for number, part in enumerate(others, 1):
         whole = step if number == len(others) else step.part(f"sum{number}")

@@ -29,9 +29,9 @@ def is_wide(node: Node) -> bool:
     """Whether the node is a depthwise convolution that is written as several, each of a few columns of its kernel."""
     if node.kind != "conv" or node.attributes["groups"] == 1 or node.weights["weight"].shape[1] > 1:
         return False
-    height, width = node.weights["weight"].shape[2:]
-    reach = width // 2 * node.attributes["dilation"][1]
-    return height * width > _MOST_TAPS >= 2 * height and width % 2 == 1 and node.attributes["padding"][1] >= reach
+    height, width = (int(extent) for extent in node.weights["weight"].shape[2:])
+    symmetric = width % 2 == 1 and node.attributes["padding"][1] >= width // 2 * node.attributes["dilation"][1]
+    return bool(symmetric and height * width > _MOST_TAPS >= 2 * height)
 
 
 def _conv(step: Step) -> Tensor:
@@ -68,7 +68,7 @@ def _wide_depthwise(step: Step) -> Tensor:
     middle = width // 2
     pairs = [[column, width - 1 - column] for column in range(middle)]
     columns = [[0, middle, width - 1], *pairs[1:]] if 3 * height <= _MOST_TAPS else [[middle], *pairs]
-    parts = []
+    parts: list[Tensor] = []
     for chosen in columns:
         bias = step.node.weights["bias"] if not parts else np.zeros(len(weight), np.float32)
         gap = chosen[1] - chosen[0] if len(chosen) > 1 else 1

@@ -48,9 +48,8 @@ _OLDEST = (2, 2)  # older libraries have other arguments and events
 _UPGRADE = f"node times need ai-edge-litert {_OLDEST[0]}.{_OLDEST[1]} or later; pip install --upgrade ai-edge-litert"
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-def _keep(_: Any) -> None:
-    """Frees nothing: Python owns the text of an option."""
+# How the library frees the text of an option: not at all, Python owns it.
+_KEEP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
 
 
 class NodeProfiler:
@@ -91,7 +90,7 @@ class NodeProfiler:
         level = f'num_threads = {target.threads}\nkernel_mode = "{_KERNEL_MODES[target.optimisation]}"\n'
         self._texts = {b"xnnpack": level.encode(), b"runtime_options_string": b"enable_profiling = true\n"}
         for name, text in self._texts.items():
-            option = self._library.made("LiteRtCreateOpaqueOptions", name, text, _keep)
+            option = self._library.made("LiteRtCreateOpaqueOptions", name, text, _KEEP)
             self._library("LiteRtAddOpaqueOptions", options, option)  # which owns it from now on
         compiled = self._made("LiteRtCreateCompiledModel", "LiteRtDestroyCompiledModel", environment, model, options)
         subgraph = self._library.made("LiteRtGetModelSubgraph", model, _size(0))

@@ -286,7 +286,7 @@ def test_no_gpu_is_an_error_with_the_next_step(gpu, monkeypatch, cuda, visible, 
         TorchCuda().versions()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("optimisation", ["all", "basic"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 1e-2), ("bf16", 5e-2)])
 def test_a_real_gpu_computes_what_the_cpu_computes(tmp_path, precision, tolerance, optimisation):

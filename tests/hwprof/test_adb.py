@@ -32,7 +32,7 @@ esac
 [ -e $here/broken ] && {{ echo "error: closed" >&2; exit 1; }}
 shift 2
 case $1 in
-push) head -c "${{CUT:-999999999}}" "$2" >"$3" ;;
+push) mkdir -p "$(dirname "$3")"; head -c "${{CUT:-999999999}}" "$2" >"$3" ;;
 shell) shift 2; exec sh -c "$*" ;;
 esac
 """

@@ -7,15 +7,16 @@ listens on every address and lets everybody in.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import textwrap
+import time
 from pathlib import Path
 
-PORT = 6555  # below 5586 adb takes it for an emulator of its own
-SERIAL = f"127.0.0.1:{PORT}"
+PORTS = range(6555, 6655)  # below 5586 adb would take it for an emulator of its own
 MAGIC = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 # The first process of the namespaces: they end with it, and it ends with the standard input that the tests hold.
@@ -40,9 +41,8 @@ class Phone:
 
     def __init__(self, peers: Path, folder: Path) -> None:
         self._root, tools = peers / "phone", peers / "tools"
-        # adbd also listens on vsock, which no network namespace confines: it finds its port taken.
-        self._vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        self._vsock.bind((socket.VMADDR_CID_ANY, PORT))
+        self._vsock, self._port = _taken_on_vsock()
+        self.serial = f"127.0.0.1:{self._port}"
         self._holder = subprocess.Popen(
             ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
              "sh", "-c", textwrap.dedent(HOLDER)],
@@ -56,7 +56,7 @@ class Phone:
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text()
         self._enter = ["nsenter", "--preserve-credentials", "--user", "--net", "--pid", "--target", children.split()[0]]
         self._adbd: subprocess.Popen[bytes] | None = None
-        self.adb = folder / "adb"
+        self.adb, self.log = folder / "adb", folder / "adbd.log"
         libraries = tools / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
         program = tools / "usr" / "lib" / "android-sdk" / "platform-tools" / "adb"
         self.adb.write_text(
@@ -68,26 +68,41 @@ class Phone:
 
     def switch_on(self) -> None:
         """Start adbd and wait until it listens."""
-        self._adbd = subprocess.Popen(
-            [*self._enter, "--mount", "env", "-i", "PATH=/bin", f"ADBD_PORT={PORT}", "/usr/sbin/chroot", self._root,
-             "/usr/lib/android-sdk/platform-tools/adbd"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        assert self._adbd.stderr is not None
-        for line in self._adbd.stderr:
-            if b"adbd started" in line:
+        adbd = ["/usr/sbin/chroot", self._root, "/usr/lib/android-sdk/platform-tools/adbd"]
+        with self.log.open("wb") as log:
+            self._adbd = subprocess.Popen(
+                [*self._enter, "--mount", "env", "-i", "PATH=/bin", f"ADBD_PORT={self._port}", *adbd],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        for _ in range(300):
+            if "adbd started" in self.log.read_text():
                 return
-        raise RuntimeError("the phone's adbd does not start")
+            time.sleep(0.1)
+        raise RuntimeError(f"the phone's adbd does not start: {self.log.read_text()}")
 
     def switch_off(self) -> None:
         """Kill adbd, as when the cable is pulled: what it started goes on until it notices."""
         if self._adbd is not None:
             os.killpg(self._adbd.pid, signal.SIGKILL)
-            self._adbd.communicate()
+            self._adbd.wait()
             self._adbd = None
 
     def close(self) -> None:
         """End all that was started."""
         self.switch_off()
         self._holder.communicate()
-        self._vsock.close()
+        if self._vsock is not None:
+            self._vsock.close()
+
+
+def _taken_on_vsock() -> tuple[socket.socket | None, int]:
+    """A port that adbd cannot have on vsock, where it would listen too: no network namespace confines that."""
+    try:
+        vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except OSError:  # the kernel has none
+        return None, PORTS[0]
+    for port in PORTS:  # another phone may have one
+        with contextlib.suppress(OSError):
+            vsock.bind((socket.VMADDR_CID_ANY, port))
+            return vsock, port
+    raise RuntimeError(f"no port of {PORTS} is free on vsock")

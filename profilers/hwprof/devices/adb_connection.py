@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -60,7 +59,7 @@ class AdbConnection:
     def push(self, path: Path, there: str) -> None:
         """Bring a file to a path there, whole or not at all; its folder is made if missing. Raises DeviceError."""
         partial, size_bytes = partial_path(there), path.stat().st_size
-        self.run(f"mkdir -p {shlex.quote(there.rpartition('/')[0])}")
+        # adbd makes the folder.
         _adb(["-s", self.serial, "push", str(path.resolve()), partial], COMMAND_SECONDS + size_bytes / BYTES_PER_SECOND)
         self.run(receive(partial, there, size_bytes))
 

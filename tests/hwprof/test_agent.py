@@ -247,8 +247,8 @@ def test_a_device_that_went_away_is_waited_for_but_not_for_ever(
             client.restart()
         assert told == []
         with pytest.raises(DeviceError, match="asleep"):
-            client.restart(patience_seconds=0.5)
-        assert len(told) >= 2
+            client.restart(patience_seconds=2)
+        assert told
         assert all(re.search(r"asleep; trying again for \d s$", text) for text in told)
         threading.Timer(0.5, away.unlink).start()
         client.restart(patience_seconds=20)

@@ -189,16 +189,16 @@ def test_kernels_belong_to_blocks_and_sum_to_the_whole(tmp_path, space, precisio
     assert plain.close() is None
     assert found is not None
     assert len(found.us) == 25
-    assert len({found.us}) == 1
     assert all(len(row) == len(found.names) for row in found.us)
-    nodes = list(zip(found.names, found.us[0], strict=True))
+    typical = np.median(found.us, axis=0)
+    nodes = list(zip(found.names, typical, strict=True))
     placed = {space.positions.index(position) for position, _ in space.placed_blocks(arch)}
     owners = set(position_times(nodes))
     assert owners <= placed
     assert len(owners) > len(placed) / 2
     without = sum(us for name, us in nodes if block_index(name) is None)
-    assert without < 0.1 * sum(found.us[0])
-    assert 0.6 < sum(found.us[0]) * 1e-6 / np.median(seconds) < 2.5  # counters see interruptions by other processes
+    assert without < 0.1 * sum(typical)
+    assert 0.6 < sum(typical) * 1e-6 / np.median(seconds) < 2.5  # counters see interruptions by other processes
 
 
 class Request:
@@ -216,34 +216,43 @@ class Request:
         ]
 
 
-def counted(us: np.ndarray) -> tuple[float, ...]:
+def counted(us: np.ndarray) -> np.ndarray:
+    """(runs, nodes) times that the counters give; beside the nodes, every run takes three microseconds."""
     counters, request = _Counters(), Request(us)
-    for _ in us:
-        counters.read(request)
+    for run in us:
+        counters.read(request, float(run.sum()) + 3)
     found = counters.profile(tuple("abcdefgh"[: us.shape[1]]))
     assert len(found.us) == len(us)
-    return found.us[-1]
+    return np.array(found.us)
 
 
 def test_averages_become_times():
     rng = np.random.default_rng(0)
     true = np.array([250.0, 17.3, 3.6, 1.2])
     us = true * rng.uniform(0.95, 1.05, (60, 4))
-    np.testing.assert_allclose(counted(us), true, atol=0.8)
-    # the first inference, which sets everything up, and an interruption do not count
+    np.testing.assert_allclose(np.median(counted(us), axis=0), true, rtol=0.02, atol=0.8)
+    # the first inference, which sets everything up, and interruptions do not count
     us[0] = 5000
     us[40, 0] += 8000
     us[50, 2] += 4000
-    np.testing.assert_allclose(counted(us), true, atol=5)
     assert abs(us.mean(axis=0) - true).min() > 60  # what plain averages would say
-    np.testing.assert_allclose(counted(np.array([[30.0, 5.0]])), (30.5, 5.5))  # one inference is all there is
+    found = counted(us)
+    np.testing.assert_allclose(np.median(found, axis=0), true, rtol=0.02, atol=3)
+    # a machine that becomes slower slows every node of these runs, so that anchors beside them make up for it
+    us = true * np.repeat([1.0, 1.3], 40)[:, None]
+    found = counted(us)
+    np.testing.assert_allclose(found[50] / found[20], 1.3, rtol=0.01)
+    np.testing.assert_allclose(found[50], 1.3 * true, rtol=0.1, atol=0.8)
+    # one inference is all there is
+    np.testing.assert_allclose(counted(np.array([[30.0, 5.0]])), [[30.5, 5.5]])
+    assert np.isfinite(counted(np.array([[30.0, 5.0], [900.0, 900.0]]))).all()
 
 
 def test_counters_that_cannot_be_read():
     counters = _Counters()
     with pytest.raises(MeasurementError, match="there was no run"):
         counters.profile(("a",))
-    counters.read(Request(np.array([[5.0, 3.0]])))
+    counters.read(Request(np.array([[5.0, 3.0]])), 9.0)
     with pytest.raises(MeasurementError, match="same nodes in every run"):
         counters.profile(("a",))
     with pytest.raises(MeasurementError, match="no node of a microsecond"):

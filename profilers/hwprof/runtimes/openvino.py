@@ -5,13 +5,14 @@ names, since OpenVINO computes fp32 files in bfloat16, unasked, where the proces
 no pinning and no choice of cores or hyper-threads of its own, since the agent's process is where it should be. With one
 thread it computes in the thread that calls it, so CPU time is that of the inference; its other threads sleep.
 
-Its counters give, for every node, the average over all inferences so far in whole microseconds. So all runs of a
-profile have the same times: averages without the first inference and without what an interruption added, half a
-microsecond more than the whole ones. A node faster than one microsecond is not seen.
+Its counters give, for every node, the average over all inferences so far in whole microseconds. So a node's time in a
+run is its share, over all runs that were not interrupted, of the time of that run; half a microsecond is added to make
+up for what is cut off. A node faster than one microsecond is not seen.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ from hwprof.timing import Clock
 ARITHMETIC = {"fp32": ("f32", "FP32"), "fp16": ("f16", "FP16"), "bf16": ("bf16", "BF16"), "int8": ("f32", "INT8")}
 _DTYPES = {"f32": np.float32, "f16": np.float16, "i64": np.int64}
 _MICROSECOND = timedelta(microseconds=1)
+# A run that took so many times the median was interrupted.
+_INTERRUPTED = 1.5
 
 
 class OpenVino:
@@ -105,9 +108,12 @@ class OpenVinoModel:
         self._counters = _Counters() if profile_nodes else None
 
     def run(self) -> None:
+        if self._counters is None:
+            self._infer()
+            return
+        begin = time.perf_counter_ns()
         self._infer()
-        if self._counters is not None:
-            self._counters.read(self._request)
+        self._counters.read(self._request, (time.perf_counter_ns() - begin) / 1000)
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
         shapes = [tuple(tensor.shape) for tensor in self._inputs]
@@ -146,28 +152,33 @@ class _Counters:
 
     def __init__(self) -> None:
         self._totals: list[Array] = []
+        self._walls: list[float] = []
 
-    def read(self, request: ov.InferRequest) -> None:
+    def read(self, request: ov.InferRequest, wall_us: float) -> None:
         averages = np.array([info.real_time // _MICROSECOND for info in request.profiling_info], np.int64)
         self._totals.append(averages * (len(self._totals) + 1))
+        self._walls.append(wall_us)
 
     def profile(self, names: tuple[str, ...]) -> NodeProfile:
         """Raises MeasurementError if there was nothing to count."""
         if not self._totals or {len(total) for total in self._totals} != {len(names)}:
             raise MeasurementError("openvino's counters do not list the same nodes in every run, or there was no run")
-        runs = len(self._totals)
-        # The first inference sets memory up; it is left out unless it is the only one.
-        first = min(1, runs - 1)
-        steps = np.diff(np.array(self._totals), axis=0, prepend=np.zeros((1, len(names)), np.int64))[first:]
-        # A total is known to within its number of inferences, a step between two totals to within twice that: what is
-        # more above the median was added by an interruption.
-        limits = np.median(steps, axis=0) + 2 * np.arange(first + 1, runs + 1)[:, None]
-        us = np.minimum(steps, limits).mean(axis=0)
+        walls = np.array(self._walls)
+        # What a run added to a total is known to within twice the number of inferences, but its errors make up for
+        # those of the runs before and after it, so that of an average is about a microsecond.
+        steps = np.diff(np.array(self._totals), axis=0, prepend=np.zeros((1, len(names)), np.int64))
+        counted = walls <= _INTERRUPTED * np.median(walls)
+        counted[0] = False  # the first inference sets memory up
+        if not counted.any():
+            counted[:] = True
+        us = steps[counted].mean(axis=0)
         seen = us > 0
         if not seen.any():
             raise MeasurementError("openvino's counters show no node of a microsecond or more: nothing to profile")
-        row = tuple(float(value) + 0.5 for value in us[seen])
-        return NodeProfile(tuple(name for name, kept in zip(names, seen) if kept), (row,) * runs)
+        rows = np.outer(walls / walls[counted].mean(), us[seen] + 0.5)
+        return NodeProfile(
+            tuple(name for name, kept in zip(names, seen) if kept), tuple(tuple(row) for row in rows.tolist())
+        )
 
 
 def _images(port: Any, target: Target) -> Array:

@@ -124,6 +124,7 @@ def _provenance(session: Session, records: Sequence[Record]) -> dict[str, Any]:
         "stolen_seconds": round(sum(record["stolen_seconds"] for record in records), 2),
         "involuntary_switches": sum(record["involuntary_switches"] for record in records),
         "state": records[-1]["state"],
+        "gpu_slowed": sorted({record["state"].get("gpu_slowed", "no") for record in records} - {"no"}),
     }
 
 

@@ -15,7 +15,8 @@ class Target:
     """One way to run a network: every field changes its latency, so every field is part of a table's identity.
 
     `device` is how to reach the machine (see `hwprof.devices`), `threads` those of one inference, `batch` the images of
-    one inference, `optimisation` the runtime's own graph optimisation level ("all", "extended", "basic", "none").
+    one inference, `optimisation` the runtime's own graph optimisation level ("all", "extended", "basic", "none"),
+    with options of the runtime behind it ("all+tf32") if it has any.
     """
 
     device: str = "local"

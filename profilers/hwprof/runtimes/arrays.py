@@ -36,9 +36,7 @@ def infer_batches(model: LoadedModel, inputs: Sequence[Array], batch: int) -> li
     images = {len(array) for array in inputs}
     if len(images) > 1 or max(images) % batch:
         raise MeasurementError(f"inputs of {sorted(images)} images are no whole number of batches of {batch}")
-    parts = [
-        model.infer([array[start : start + batch] for array in inputs]) for start in range(0, max(images), batch)
-    ]
+    parts = [model.infer([array[start : start + batch] for array in inputs]) for start in range(0, max(images), batch)]
     return [np.concatenate(outputs) for outputs in zip(*parts)]
 
 

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -398,9 +399,9 @@ if not {busy}:
 plan = Plan(sweeps=10**6, max_sweeps=10**6, max_standard_error=1e9, max_spread=1e9, max_drift=1e9)
 client.measure({{"m": Path({str(model)!r})}}, {{}}, plan, progress=lambda _: print("ready", flush=True))
 """
-    with subprocess.Popen(
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        env={**os.environ, "PYTHONPATH": str(SOURCES), "TMPDIR": folder},
     ) as host:  # fmt: skip
         assert host.stdout is not None
         assert host.stdout.readline() == "ready\n"
@@ -412,8 +413,7 @@ client.measure({{"m": Path({str(model)!r})}}, {{}}, plan, progress=lambda _: pri
     assert eventually(lambda: not server.children())
 
 
-def test_an_ended_host_leaves_no_processes_and_no_folders(server: Sshd, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
+def test_an_ended_host_leaves_no_processes_and_no_folders(server: Sshd, model: Path) -> None:
     script = f"""
 from pathlib import Path
 from hwprof.client import AgentClient
@@ -424,10 +424,11 @@ client.restart()
 client.measure({{"m": Path({str(model)!r})}}, {{}}, Plan(sweeps=3, max_sweeps=3))
 raise KeyboardInterrupt
 """
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "TMPDIR": str(tmp_path / "here")}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "PYTHONPATH": str(SOURCES), "TMPDIR": folder}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert list(Path(folder).iterdir()) == []
     assert "KeyboardInterrupt" in done.stderr.splitlines()[-1]
     assert server.clients() == []
-    assert list((tmp_path / "here").iterdir()) == []
     assert not list(server.device_folder.glob("run-*"))
     assert eventually(lambda: not server.agents())

@@ -247,13 +247,18 @@ class _Builder:
 
 
 class _RandomWeights:
-    """Normal numbers for graphs whose values do not matter: one pool, cut up, because drawing millions is slow."""
+    """Normal numbers for graphs whose values do not matter: one pool, cut up, because drawing millions is slow.
+
+    Every tensor begins elsewhere in it: OpenVINO computes equal layers of one tensor, equal weights included, once.
+    """
 
     def __init__(self) -> None:
         self._pool = np.random.default_rng(0).standard_normal(1 << 16, dtype=np.float32)
+        self._begin = 0
 
     def like(self, shape: tuple[int, ...], fan_in: int) -> Array:
-        return np.resize(self._pool, shape) * np.float32(math.sqrt(2 / fan_in))
+        self._begin += 4099  # a prime, so that no two of the first 65,536 begin at one place
+        return np.resize(np.roll(self._pool, -self._begin), shape) * np.float32(math.sqrt(2 / fan_in))
 
 
 def _pair(value: Any) -> tuple[int, int]:

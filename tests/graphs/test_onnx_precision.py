@@ -180,6 +180,18 @@ def test_everything_inside_is_of_the_precision(precision, kind, opset):
     assert [(node.op_type, node.name) for node in inside] == [(node.op_type, node.name) for node in plain.graph.node]
 
 
+def test_no_two_layers_of_a_graph_for_profiling_are_equal():
+    """OpenVINO computes equal ones of one tensor once, and the network would be too fast."""
+    space = NasBench201Space(cells=1)
+    with torch.device("meta"):
+        net = space.build(space.check((3,) * 6))
+    graph = plain_graph(net, [(3, 32, 32)], positions=space.positions)
+    weights = [node.weights["weight"].tobytes() for node in graph.nodes if node.kind == "conv"]
+    assert len(set(weights)) == len(weights) > 18
+    again = plain_graph(net, [(3, 32, 32)], positions=space.positions)
+    assert [node.weights["weight"].tobytes() for node in again.nodes if node.kind == "conv"] == weights
+
+
 def test_bfloat16_is_rounded_to_the_nearest():
     values = [1.0, 1.00390625, 1.01171875, -3.3, 1e-40, 3e38, 65504.0]
     net = nn.Sequential(nn.Conv2d(len(values), 1, 1, bias=False))

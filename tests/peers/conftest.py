@@ -30,7 +30,7 @@ def peers() -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(peers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python and ONNX Runtime for arm64, made as a user makes it."""
+    """Python and the runtimes of phones for arm64, made as a user makes it."""
     out = tmp_path_factory.mktemp("bundle") / "phone.tar.gz"
     make_bundle(peers / "python", sorted((peers / "wheels").glob("*.whl")), out)
     return out

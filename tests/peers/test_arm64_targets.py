@@ -49,8 +49,8 @@ def phone_text(phone: Phone, bundle: Path) -> str:
     return f"adb:{phone.serial}?bundle={bundle}"
 
 
-def profiled(space: MobileNetV3Space, text: str, path: Path) -> LatencyTable:
-    return profile(space, Target(device=text), {text: make_device(text)}, path, CONFIG)
+def profiled(space: MobileNetV3Space, text: str, path: Path, runtime: str = "onnxruntime") -> LatencyTable:
+    return profile(space, Target(device=text, runtime=runtime), {text: make_device(text)}, path, CONFIG)
 
 
 def require_arm64_table(table: LatencyTable, space: MobileNetV3Space) -> None:
@@ -88,6 +88,15 @@ def test_a_phone_over_adb_that_vanishes_and_comes_back(
     require_arm64_table(profiled(space, phone_text, tmp_path / "phone.json"), space)
     assert asked[1] == asked[2]
     assert [*asked[:1], *asked[2:]] == answered
+
+
+@pytest.mark.parametrize("runtime", ["litert", "ncnn"])
+def test_the_mobile_runtimes_on_a_phone(
+    phone: Phone, phone_text: str, space: MobileNetV3Space, tmp_path: Path, runtime: str
+) -> None:
+    table = profiled(space, phone_text, tmp_path / "phone.json", runtime)
+    require_arm64_table(table, space)
+    assert table.fingerprint[runtime]
 
 
 def test_outputs_are_those_of_this_machine_and_nothing_is_brought_twice(

@@ -46,8 +46,10 @@ class AdbDevice:
         if address and not re.fullmatch(r"[A-Za-z0-9\[][\x21-\x7e]*", address):
             raise TargetError(f"an adb device is a serial of `adb devices` or HOST:PORT, got {address!r}")
         folder = options.get("folder", f"{TEMPORARY}/hwprof")
-        if not re.fullmatch(r"/[\x20-\x7e]+", folder):
-            raise TargetError(f"the folder of an adb device must be an absolute path on it, got {folder!r}")
+        if not re.fullmatch(r"/[\x20-\x7e]+", folder) or folder.rstrip("/") in ("", TEMPORARY):
+            raise TargetError(
+                f"the folder of an adb device must be an absolute path on it and ours alone, got {folder!r}"
+            )
         if "bundle" in options and "python" in options:
             raise TargetError("an adb device has a Python or takes it from a bundle: give python= or bundle=, not both")
         self._python = options.get("python", "")

@@ -136,7 +136,7 @@ def validate(
     with _run(recipe) as run:
         if table is not None:
             run.table_path = table
-        config = ValidateConfig(networks, run.recipe.seed if seed is None else seed, session_repeat)
+        config = ValidateConfig(networks, run.recipe.seed if seed is None else seed, session_repeat, plan=run.plan)
         result, folder = validate_stage(run, config, output)
     if as_json:
         out.file.write(result.to_json())

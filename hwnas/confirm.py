@@ -68,6 +68,7 @@ def _measure(run: Run, archs: Sequence[Arch]) -> dict[Arch, float | None]:
                 run.space,
                 run.table,
                 run.device,
+                plan=run.plan,
                 progress=lambda done, total: run.progress(stage, done, total),
             )
         except HwprofError:

@@ -54,6 +54,7 @@ def export_stage(run: Run) -> RunSummary:
                     run.space,
                     run.table,
                     run.device,
+                    plan=run.plan,
                     progress=lambda done, total: run.progress("measure exported files", done, total),
                 )
             }

@@ -53,7 +53,7 @@ def profile_stage(run: Run, *, fresh: bool = False) -> ProfileResult:
     if path.exists():
         with table_lock(path):
             move_aside(path)
-    config = SweepConfig(section.networks, section.fit, section.held_out, seed=run.recipe.seed)
+    config = SweepConfig(section.networks, section.fit, section.held_out, seed=run.recipe.seed, plan=run.plan)
     table = profile(run.space, run.target, run.devices, path, config, progress=run.progress)
     return ProfileResult(path, table, False)
 
@@ -63,7 +63,7 @@ def check_stage(run: Run) -> Check:
 
     Raises what `check_table` raises.
     """
-    check = check_table(run.space, run.table, run.device, progress=run.progress)
+    check = check_table(run.space, run.table, run.device, plan=run.plan, progress=run.progress)
     if check.reason is None:
         write_table(reanchored(run.table, check), run.table_path)
     return check

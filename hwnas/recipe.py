@@ -56,6 +56,11 @@ def parse_ms(value: object) -> float:
 Milliseconds = Annotated[float, BeforeValidator(parse_ms), PlainSerializer(lambda ms: f"{ms:g} ms")]
 
 
+def _as_float(value: Any) -> Any:
+    """A whole number is a number, too, which strict types would refuse."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -102,6 +107,7 @@ class DataSection(_Section):
 class ProfileSection(_Section):
     """[profile]: how much is measured, and where tables are kept.
 
+    `cool_down_seconds` is how long a group may wait until the device has cooled down (phones, boards without a fan).
     Times of an emulator say nothing about a device: a table of one is only searched under if `emulated` allows it.
     """
 
@@ -110,7 +116,13 @@ class ProfileSection(_Section):
     networks: int = Field(default=0, ge=0)
     fit: int | None = Field(default=None, ge=3)
     held_out: int | None = Field(default=None, ge=9)  # the interval of a prediction, 90%, needs nine
+    cool_down_seconds: float = Field(default=0, ge=0, le=3600)
     emulated: bool = False
+
+    @field_validator("cool_down_seconds", mode="before")
+    @classmethod
+    def _whole_seconds_are_seconds(cls, value: Any) -> Any:
+        return _as_float(value)
 
 
 class SearchSection(_Section):
@@ -150,7 +162,7 @@ class TrainSection(_Section):
     @field_validator("learning_rate", "max_seconds", mode="before")
     @classmethod
     def _whole_numbers_are_numbers(cls, value: Any) -> Any:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return _as_float(value)
 
 
 class Recipe(_Section):

@@ -38,7 +38,7 @@ from hwprof.farm import first_reachable
 from hwprof.files import write_atomic
 from hwprof.host import device_slug
 from hwprof.table import LatencyTable, read_table
-from hwprof.target import Target
+from hwprof.target import Plan, Target
 
 SURROGATE = "surrogate"
 
@@ -101,6 +101,11 @@ class Run:
     @cached_property
     def target(self) -> Target:
         return self.recipe.target.target()
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How carefully this run measures."""
+        return Plan(cool_down_seconds=self.recipe.profile.cool_down_seconds)
 
     @cached_property
     def devices(self) -> dict[str, Device]:

@@ -50,6 +50,7 @@ def run_in(folder: Path, limit: float | None = 1.0, table: str | None = None) ->
         space=SPACE,
         table=None,
         device=None,
+        plan=None,
         target=Target(),
         progress=lambda *_: None,
         network_name=lambda arch: "net-" + format_arch(arch),

@@ -46,6 +46,8 @@ def test_other_times_are_refused(value: object) -> None:
         (MINIMAL + '[train]\naugment = "flip"', ["train.augment = 'flip'", "'crop_flip'"]),
         (MINIMAL + '[target]\nprecision = "fp8"', ["precision", "'fp8'", "fp32, fp16"]),
         (MINIMAL + "[target]\nbatch = 0", ["target.batch = 0"]),
+        (MINIMAL + "[profile]\ncool_down_seconds = 9999", ["profile.cool_down_seconds = 9999"]),
+        (MINIMAL + "[profile]\ncool_down_seconds = true", ["profile.cool_down_seconds = True"]),
         (MINIMAL + "target = 3", ["target = 3"]),
         (MINIMAL + "[data]\nvalid_fraction = 1", ["data.valid_fraction"]),
     ],

@@ -32,7 +32,7 @@ class World:
         self.ms, self.refused, self.dead = ms, refused, dead
         self.calls: list[list[Any]] = []
 
-    def measure_files(self, files: Mapping[str, Path], *_: Any, progress: Any) -> dict[str, Measured]:
+    def measure_files(self, files: Mapping[str, Path], *_: Any, plan: Any, progress: Any) -> dict[str, Measured]:
         if self.dead:
             raise DeviceError("the device is gone")
         assert all(path.exists() for path in files.values())

@@ -7,6 +7,7 @@ and a whole network takes milliseconds, where an exporter takes seconds.
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from torch.nn import functional
 from hwnas.errors import SpaceError
 
 Shape = tuple[int, ...]
+
+# torch.fx replaces a method of every module while it traces one, so two threads would trace each other's.
+_TRACING = threading.Lock()
 
 MODULE_KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: "conv",
@@ -113,7 +117,8 @@ def trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
     MODULE_KINDS or FUNCTION_KINDS, is of a form that cannot be written to a graph, or does not fit its input.
     """
     try:
-        graph = fx.Tracer().trace(module)
+        with _TRACING:
+            graph = fx.Tracer().trace(module)
     except fx.proxy.TraceError as error:
         raise SpaceError(f"{type(module).__name__} cannot be traced, its forward depends on values: {error}") from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]

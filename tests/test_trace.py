@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -126,3 +129,17 @@ def test_what_cannot_be_written_is_an_error(layer, message):
 def test_parameters_are_counted_once():
     conv = nn.Conv2d(4, 4, 1)
     assert count_params(nn.Sequential(conv, nn.BatchNorm2d(4), conv)) == 4 * 4 + 4 + 8
+
+
+def test_threads_may_trace_at_once() -> None:
+    """A farm's devices have their networks written at the same time."""
+    depths = range(20, 60, 5)
+    nets = [nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(depth)]) for depth in depths]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            traces = list(pool.map(lambda net: trace(net, [SHAPE]), nets))
+    finally:
+        sys.setswitchinterval(interval)
+    assert [len(traced.ops) for traced in traces] == [2 * depth for depth in depths]

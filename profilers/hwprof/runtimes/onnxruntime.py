@@ -2,7 +2,7 @@
 
 fp16 files run, but on x86 processors there are no convolutions in half precision: weights become float32 when the file
 is loaded and casts stand around what does have half-precision kernels (ReLU, clips, hard-swish taken to pieces), so
-they are slower than fp32 files, 1.2 to 1.8 times here. int8 files need QDQ pairs around every operator that shall
+they are slower than fp32 files, 1.1 to 2 times here. int8 files need QDQ pairs around every operator that shall
 compute in int8; what has none, and hard-swish in any case, computes in float32 between conversions. Of bfloat16 there
 are no kernels at all.
 """

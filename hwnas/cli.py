@@ -322,10 +322,14 @@ def _version(wanted: bool) -> None:
 
 
 class _Notes(logging.Handler):
-    """What is waited for, above the progress bars."""
+    """What is waited for, above the progress bars; said once, however often it is logged."""
+
+    _last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(Text(record.getMessage(), style="yellow"), soft_wrap=True)
+        if (message := record.getMessage()) != self._last:
+            self._last = message
+            err.print(Text(message, style="yellow"), soft_wrap=True)
 
 
 @app.callback()

@@ -108,6 +108,8 @@ class FakeClient:
         pass
 
     fingerprint = FINGERPRINT
+    patiently = AgentClient.patiently
+    _device, _waiting = LocalDevice(), staticmethod(lambda what: None)
 
     @staticmethod
     def refuse(session: int, name: str) -> str | None:

@@ -87,12 +87,12 @@ class AgentClient:
                 self._waiting(f"{error}; trying again for {left:.0f} s")
             time.sleep(min(pause, left))
             pause = min(2 * pause, PAUSE_SECONDS[1])
-        if first and _fingerprint(first) != self.fingerprint:
+        if first and (differences := _differences(_fingerprint(first), _fingerprint(self.ready))):
             self.close()
-            now, self.ready = self.fingerprint, first
+            self.ready = first
             raise DeviceError(
                 f"the device that answers as {self._target.device} is another one than before, or was changed: "
-                f"{_differences(self.fingerprint, now)}; its numbers do not belong together"
+                f"{differences}; its numbers do not belong together"
             )
 
     def patiently(self, job: Callable[[], Value], patience_seconds: float | None = None) -> Value:

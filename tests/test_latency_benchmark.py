@@ -27,7 +27,7 @@ from hwnas.run import Run
 from hwnas.space import format_arch, parse_arch
 from hwnas.spaces.nasbench201 import NasBench201Space
 from hwnas.trace import trace
-from hwprof.client import AgentClient, Group, Result
+from hwprof.client import ATTEMPTS, AgentClient, Group, Result
 from hwprof.devices.local import LocalDevice
 from hwprof.errors import DeviceError
 from hwprof.table import LatencyTable, Model, Row, write_table
@@ -115,7 +115,7 @@ class FakeClient:
     def refuse(session: int, name: str) -> str | None:
         return None
 
-    def restart(self) -> None:
+    def restart(self, patience_seconds: float = 0.0) -> None:
         FakeClient.restarts += 1
 
     def measure(self, models: dict[str, Path], anchors: dict[str, Path], plan: Plan, *, seed: int) -> Group:
@@ -337,14 +337,14 @@ def test_a_baseline_that_fails_says_why_and_the_others_go_on(
     assert [method.failed is None for method in comparison.methods] == [True, False, True, True, True]
 
 
-def test_a_killed_agent_is_started_again_once(
+def test_a_killed_agent_is_started_again(
     run: Run, archs: np.ndarray, fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure_networks = sys.modules["baselines.session"].measure_networks
     monkeypatch.setattr(fake, "dies", 1)
     assert len(measure_networks(run, context_of(archs), "networks", archs).ms) == len(archs)
     assert fake.restarts == 1
-    monkeypatch.setattr(fake, "dies", 2)
+    monkeypatch.setattr(fake, "dies", ATTEMPTS)
     with pytest.raises(DeviceError, match="ended"):
         measure_networks(run, context_of(archs), "networks", archs)
 

@@ -20,7 +20,7 @@ from hwnas.errors import SpaceError
 
 Shape = tuple[int, ...]
 
-# torch.fx replaces a method of every module while it traces one, so two threads would trace each other's.
+# torch.fx replaces how every module is called while it traces one, so two threads would disturb each other.
 _TRACING = threading.Lock()
 
 MODULE_KINDS: dict[type[nn.Module], str] = {
@@ -116,9 +116,13 @@ def trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
     Shapes are without the batch; the trace has batch 1. Raises SpaceError, naming the operator, for one that is not in
     MODULE_KINDS or FUNCTION_KINDS, is of a form that cannot be written to a graph, or does not fit its input.
     """
+    with _TRACING:
+        return _trace(module, input_shapes)
+
+
+def _trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
     try:
-        with _TRACING:
-            graph = fx.Tracer().trace(module)
+        graph = fx.Tracer().trace(module)
     except fx.proxy.TraceError as error:
         raise SpaceError(f"{type(module).__name__} cannot be traced, its forward depends on values: {error}") from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]

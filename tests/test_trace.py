@@ -134,7 +134,8 @@ def test_parameters_are_counted_once():
 def test_threads_may_trace_at_once() -> None:
     """A farm's devices have their networks written at the same time."""
     depths = range(20, 60, 5)
-    nets = [nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(depth)]) for depth in depths]
+    layers = [nn.Conv2d(4, 4, 1), nn.AvgPool2d(3, 1, 1)]  # some are traced, some are called for their shape
+    nets = [nn.Sequential(*[nn.Sequential(*layers) for _ in range(depth)]) for depth in depths]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:

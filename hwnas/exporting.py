@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hwnas.errors import ExportError, PredictorError
+from hwnas.errors import PredictorError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.native import CALIBRATION, is_native, verify_native, write_native
 from hwnas.export.onnx import export_onnx, write_onnx
@@ -41,8 +41,6 @@ def export_stage(run: Run) -> RunSummary:
         if is_native(run.target):
             try:
                 verified |= _check_on_device(run, front)
-            except ExportError:
-                raise
             except HwprofError as error:
                 warnings.append(f"the exported files were not checked on the device: {error}")
     with run.timed("measure"):

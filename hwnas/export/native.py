@@ -36,8 +36,7 @@ Images = Callable[[slice], Tensor]
 
 def is_native(target: Target) -> bool:
     """Whether the target needs a file of its own beside the ONNX file of every export."""
-    kind = RUNTIMES.get(target.runtime)
-    return kind is not None and not (kind.format in ("onnx", "onnx-symmetric") and target.precision == "fp32")
+    return target.runtime in RUNTIMES and (suffix_of(target), target.precision) != (".onnx", "fp32")
 
 
 def native_name(name: str, target: Target) -> str:
@@ -82,7 +81,7 @@ def verify_native(
         for start in range(0, count, step):
             batch = images(slice(start, min(start + step, count)))
             np.save(path, batch.numpy())
-            found = _logits(client.infer(file, [path]), file)
+            found = _logits(client.patiently(lambda: client.infer(file, [path])), file)
             with torch.inference_mode():
                 expected = module(batch).numpy()
             if found.shape != expected.shape or not np.isfinite(found).all():

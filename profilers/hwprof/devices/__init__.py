@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl
 
 from hwprof.errors import TargetError
@@ -75,6 +75,20 @@ def make_devices(texts: str) -> dict[str, Device]:
     if len(set(names)) < len(names):
         raise TargetError(f"the devices {texts!r} name one device twice")
     return {text: make_device(text) for text in names}
+
+
+def piped(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """A process here with pipes of text on all three sides, as `start_agent` gives one. Raises OSError."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        **options,
+    )
 
 
 def require_options(kind: str, options: Mapping[str, str], known: tuple[str, ...]) -> None:

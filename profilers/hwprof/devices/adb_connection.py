@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from hwprof.devices import piped
 from hwprof.devices.remote import partial_path, receive, shell_line
 from hwprof.errors import DeviceError
 
@@ -67,15 +68,7 @@ class AdbConnection:
         """A process here that is a command there. Raises DeviceError if there is no adb."""
         program = _program()
         try:
-            return subprocess.Popen(
-                [program, "-s", self.serial, "shell", "-T", shell_line(command)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            )
+            return piped([program, "-s", self.serial, "shell", "-T", shell_line(command)])
         except OSError as error:
             raise DeviceError(f"adb cannot be started: {error}") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import hwprof
-from hwprof.devices import require_options
+from hwprof.devices import piped, require_options
 from hwprof.errors import DeviceError, TargetError
 
 
@@ -31,17 +31,9 @@ class LocalDevice:
         source_root = str(Path(hwprof.__file__).resolve().parent.parent)
         search_path = os.pathsep.join([source_root, *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
-            return subprocess.Popen(
-                [sys.executable, "-m", "hwprof"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                # An idle thread that spins steals the core of the one being timed.
-                env={**os.environ, "PYTHONPATH": search_path, "OMP_WAIT_POLICY": "PASSIVE"},
-            )
+            # An idle thread that spins steals the core of the one being timed.
+            environment = {**os.environ, "PYTHONPATH": search_path, "OMP_WAIT_POLICY": "PASSIVE"}
+            return piped([sys.executable, "-m", "hwprof"], env=environment)
         except OSError as error:
             raise DeviceError(f"the agent cannot be started with {sys.executable}: {error}") from error
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from hwprof.answers import plain
+from hwprof.devices import piped
 from hwprof.devices.remote import partial_path, receive, shell_line
 from hwprof.errors import DeviceError
 
@@ -106,17 +107,7 @@ class SshConnection:
 
     def start(self, command: str) -> subprocess.Popen[str]:
         """A process here whose standard input and output are the command's."""
-        return subprocess.Popen(
-            self._command(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-            env=_environment(),
-        )
+        return piped(self._command(command), start_new_session=True, env=_environment())
 
     def run(self, command: str) -> str:
         """Standard output of a command. Raises DeviceError, also if it fails."""

@@ -28,7 +28,7 @@ from hwnas.latency.pool import Pool
 from hwnas.latency.predict import TablePredictor, require_space
 from hwnas.latency.shots import choose_shots
 from hwnas.latency.transfer import TransferModel, TransferPrior, fit_transfer, learn_prior
-from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch, unique_archs
+from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch, rows_of, unique_archs
 from hwprof.errors import TableError
 from hwprof.table import LatencyTable, Model, read_table
 from hwprof.target import Target
@@ -96,7 +96,7 @@ def networks_to_measure(
     prior = learn(space, sources, seed, measured)
     known = _rows(prior, measured)
     rows = choose_shots(prior, shots, np.random.default_rng(seed), known)
-    return [tuple(int(option) for option in prior.pool.archs[row]) for row in rows]
+    return rows_of(prior.pool.archs[rows])
 
 
 class TransferPredictor:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.blocks import Block
-from hwnas.space import Arch, IntMatrix, SearchSpace
+from hwnas.space import Arch, IntMatrix, SearchSpace, rows_of
 
 FloatMatrix = NDArray[np.float64]
 
@@ -111,8 +111,7 @@ def contextual(space: SearchSpace, archs: IntMatrix) -> tuple[str, ...]:
     """Names of the counts of `fusions` that depend on a block's neighbours, seen in the given (n, slots) networks."""
     seen: dict[Block, Counter[str]] = {}
     names: set[str] = set()
-    for arch in archs:
-        row = tuple(int(option) for option in arch)
+    for row in rows_of(archs):
         for (_, block), counts in zip(space.placed_blocks(row), fusions(space, row), strict=True):
             first = seen.setdefault(block, counts)
             names |= {name for name in {*first, *counts} if first[name] != counts[name]}

@@ -7,15 +7,13 @@ blocks); what the built networks must keep is in `networks.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from hwnas.blocks import Block
 from hwnas.errors import HwnasError
 from hwnas.latency.index import BlockIndex
-from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch, unique_archs
+from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch, rows_of, unique_archs
 from hwnas.testing.networks import check_network, require
 
 _TRIED = 64  # architectures on which `canonical` and `sample` are checked
@@ -40,7 +38,7 @@ def check_space(space: SearchSpace, *, archs: int = 8, seed: int = 0, removes_de
     _check_sample(space, seed)
     chosen = unique_archs(np.concatenate([space.canonical(raw[:2]), space.sample(archs, rng)]))
     _check_index(space, chosen)
-    for arch in map(_arch, chosen):
+    for arch in rows_of(chosen):
         _check_round_trips(space, arch)
         _check_input(space, arch)
         check_network(space, arch, seed)
@@ -152,7 +150,7 @@ def _check_index(space: SearchSpace, archs: IntMatrix) -> None:
     for name in ("macs", "params"):
         values = np.array([getattr(block, name) for block in index.blocks], dtype=np.float64)
         totals = index.total(archs, index.costs(values))
-        for arch, total in zip(map(_arch, archs), totals, strict=True):
+        for arch, total in zip(rows_of(archs), totals, strict=True):
             wanted = sum(getattr(block, name) for block in space.blocks(arch))
             require(
                 total == wanted,
@@ -181,10 +179,6 @@ def _check_input(space: SearchSpace, arch: Arch) -> None:
         f"input_shape({format_arch(arch)}) of {space.name} is {shape}, above largest_input {largest}; "
         "let one slot decide the size",
     )
-
-
-def _arch(row: Sequence[Any] | IntMatrix) -> Arch:
-    return tuple(int(index) for index in row)
 
 
 def _key(block: Block | None) -> str:

@@ -92,7 +92,10 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> LatencyTable:
 
 @dataclass
 class MortalDevice(LocalDevice):
-    """This machine, whose agents are killed a while after they started, up to `lives` of them."""
+    """This machine, whose agents are killed a while after they started, up to `lives` of them.
+
+    The first while it starts, which no machine is too fast for; the others at random, some when they are done already.
+    """
 
     seed: int
     lives: int
@@ -103,7 +106,7 @@ class MortalDevice(LocalDevice):
         process = super().start_agent()
         if len(self.killed) < self.lives:
             self.killed.append(process)
-            delay = random.Random(100 * self.seed + len(self.killed)).uniform(0.2, 1.2)
+            delay = random.Random(100 * self.seed + len(self.killed)).uniform(0.1, 1.2) if self.killed[1:] else 0.03
             timer = threading.Timer(delay, process.kill)
             self.timers.append(timer)
             timer.start()

@@ -1,7 +1,8 @@
 """Scores of untrained networks: what can be said about an architecture after a few forward passes.
 
-A score is a function `(module, images, labels, generator) -> float`, higher is better, that leaves the module exactly
-as it was. What a score cannot say about a network (a dead one, say) is a reason, and never a NaN or an infinity.
+A score is a function `(probe) -> float`, higher is better, of a network and a batch (`probe.py`), that leaves the
+module exactly as it was. Passes over the network that several scores need are made once. What a score cannot say about
+a network (a dead one, say) is a reason, and never a NaN or an infinity.
 `params` and `macs` are the baselines that every table of scores should carry: many scores do not beat them.
 """
 
@@ -9,16 +10,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from hwnas.errors import DataError, HwnasError, RecipeError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
+
+    from hwnas.zeroshot.probe import Probe
 
 # name -> where its function is; imported when asked for, so that this package can be imported without torch
 SCORES = {
@@ -26,6 +29,7 @@ SCORES = {
     "zen": "hwnas.zeroshot.zen:score",
     "params": "hwnas.zeroshot.size:params",
     "macs": "hwnas.zeroshot.size:macs",
+    "layers": "hwnas.zeroshot.size:layers",
 }
 
 
@@ -33,12 +37,7 @@ class DegenerateNetworkError(HwnasError, ValueError):
     """A score is not defined for this network on this batch; the message is the reason."""
 
 
-class Score(Protocol):
-    """images: (n, c, h, w) float, labels: (n,) int or None -> the score. Raises DegenerateNetworkError."""
-
-    def __call__(
-        self, module: nn.Module, images: Tensor, labels: Tensor | None, generator: torch.Generator, /
-    ) -> float: ...
+Score = Callable[["Probe"], float]  # raises DegenerateNetworkError
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,28 @@ def compute_scores(
     images: (n, c, h, w) float on the device of the module; labels: (n,) int. Same seed, same result.
     Raises RecipeError on an unknown name, DataError on a batch that is not one of finite images.
     """
-    import torch
+    from hwnas.zeroshot.probe import Probe
 
     scores = {name: load_score(name) for name in names}
     if images.dim() != 4 or not images.is_floating_point() or 0 in images.shape:
         raise DataError(f"scores need (n, c, h, w) float images, got {images.dtype} of shape {tuple(images.shape)}")
     if not bool(images.isfinite().all()):
         raise DataError("the images hold NaN or infinity: check how they are normalised")
+    probe = Probe(module, images, labels, seed)
     results = {}
     for name, score in scores.items():
         start = time.perf_counter()
         value, reason = None, None
         try:
-            value = score(module, images, labels, torch.Generator().manual_seed(seed))
+            value = finite(score(probe), name)
         except DegenerateNetworkError as error:
             reason = str(error)
         results[name] = ScoreResult(value, reason, time.perf_counter() - start)
     return results
+
+
+def finite(value: float, what: str) -> float:
+    """The value. Raises DegenerateNetworkError if it is NaN or infinite."""
+    if not math.isfinite(value):
+        raise DegenerateNetworkError(f"{what} is {value}: the network is dead, or overflows")
+    return value

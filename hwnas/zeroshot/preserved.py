@@ -22,7 +22,7 @@ def preserved(module: nn.Module, *, weights: bool = False) -> Iterator[list[Remo
     parameters = list(module.parameters())
     saved: list[Tensor] = [*module.buffers(), *(parameters if weights else [])]
     copies = [tensor.detach().clone() for tensor in saved]
-    modes = [(part, part.training) for part in module.modules()]
+    modes = [(part, part.training, getattr(part, "track_running_stats", None)) for part in module.modules()]
     gradients = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
     gpus = sorted({tensor.device.index for tensor in (*saved, *parameters) if tensor.is_cuda})
     hooks: list[RemovableHandle] = []
@@ -41,8 +41,10 @@ def preserved(module: nn.Module, *, weights: bool = False) -> Iterator[list[Remo
             with torch.no_grad():
                 for tensor, copy in zip(saved, copies, strict=True):
                     tensor.copy_(copy)
-            for part, training in modes:
+            for part, training, tracking in modes:
                 part.training = training
+                if tracking is not None:
+                    part.track_running_stats = tracking
             for parameter, requires_grad, gradient in gradients:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
@@ -52,9 +54,9 @@ def use_batch_statistics(module: nn.Module) -> None:
     """Batch normalisation by the statistics of the batch, everything else (dropout, say) as in evaluation.
 
     An untrained network has no running statistics to speak of. The authors of the scores put the whole network into
-    train mode, which is the same but for the noise of dropout and stochastic depth.
+    train mode, which is the same but for the noise of dropout and stochastic depth. Running statistics are not updated.
     """
     module.eval()
     for part in module.modules():
         if isinstance(part, _BatchNorm):
-            part.training = True
+            part.training, part.track_running_stats = True, False

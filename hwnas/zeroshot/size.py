@@ -8,18 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.zeroshot.preserved import preserved
+from hwnas.zeroshot.probe import Probe
 
 
-def params(module: nn.Module, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> float:
+def params(probe: Probe) -> float:
     """Number of weights, those that training changes."""
-    return float(sum(parameter.numel() for parameter in module.parameters()))
+    return float(sum(parameter.numel() for parameter in probe.module.parameters()))
 
 
-def macs(module: nn.Module, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> float:
-    """Multiply-accumulates of one image in the Conv2d and Linear modules, biases not counted.
+def layers(probe: Probe) -> float:
+    """Number of Conv2d and Linear modules."""
+    return float(sum(isinstance(part, nn.Conv2d | nn.Linear) for part in probe.module.modules()))
 
-    images: (n, c, h, w) float, of which only the first is used.
-    """
+
+def macs(probe: Probe) -> float:
+    """Multiply-accumulates of one image in the Conv2d and Linear modules, biases not counted."""
+    module = probe.module
     total = 0
 
     def saw_output(layer: nn.Conv2d | nn.Linear, _: tuple[Any, ...], output: Tensor) -> None:
@@ -33,5 +37,5 @@ def macs(module: nn.Module, images: Tensor, labels: Tensor | None, generator: to
             for part in module.modules()
             if isinstance(part, nn.Conv2d | nn.Linear)
         ]
-        module(images[:1])
+        module(probe.images[:1])
     return float(total)

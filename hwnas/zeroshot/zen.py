@@ -24,30 +24,22 @@ from torch.nn.modules.conv import _ConvNd
 from hwnas.zeroshot import DegenerateNetworkError
 from hwnas.zeroshot.features import pooled_features
 from hwnas.zeroshot.preserved import preserved, use_batch_statistics
+from hwnas.zeroshot.probe import Probe, normal_like
 
 Variant = Literal["paper", "authors"]
 
 
-def score(
-    module: nn.Module,
-    images: Tensor,
-    labels: Tensor | None,
-    generator: torch.Generator,
-    *,
-    variant: Variant = "paper",
-    repeats: int = 4,
-    alpha: float = 0.01,
-) -> float:
+def score(probe: Probe, *, variant: Variant = "paper", repeats: int = 4, alpha: float = 0.01) -> float:
     """Mean Zen-score over `repeats` draws of weights and inputs (the authors: 32 draws, batches of 16).
 
-    images: (n, c, h, w) float, of which only shape, type and device are used. Takes two forwards a repeat.
+    Of the images only shape, type and device are used. Takes two forwards a repeat.
     Raises DegenerateNetworkError for a network whose features do not depend on its input.
     """
-    values = []
+    values, module, generator = [], probe.module, probe.generator()
     with preserved(module, weights=True):
         for _ in range(repeats):
             draw_gaussian_weights(module, generator)
-            inputs, noise = _normal_like(images, generator), _normal_like(images, generator)
+            inputs, noise = normal_like(probe.images, generator), normal_like(probe.images, generator)
             values.append(zen_score(module, inputs, noise, variant=variant, alpha=alpha))
     return math.fsum(values) / repeats
 
@@ -90,19 +82,13 @@ def draw_gaussian_weights(module: nn.Module, generator: torch.Generator) -> None
     """
     for part in module.modules():
         if isinstance(part, _ConvNd | nn.Linear) and isinstance(part.weight, nn.Parameter):
-            part.weight.copy_(_normal_like(part.weight, generator))
+            part.weight.copy_(normal_like(part.weight, generator))
         elif isinstance(part, _BatchNorm) and part.weight is not None:
             part.weight.fill_(1)
         else:
             continue
         if part.bias is not None:
             part.bias.zero_()
-
-
-def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    # drawn where the generator is, so that a seed means the same numbers on every device
-    drawn = torch.randn(tensor.shape, generator=generator, device=generator.device)
-    return drawn.to(tensor.device, tensor.dtype)
 
 
 def _log(value: float, what: str) -> float:

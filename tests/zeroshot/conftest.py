@@ -53,8 +53,11 @@ def _on_the_accelerator(accelerator: torch.device) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def arrays() -> dict[str, np.ndarray]:
-    with np.load(FIXTURES / "tinynet.npz") as tinynet, np.load(FIXTURES / "naswot.npz") as naswot:
-        return {**tinynet, **naswot}
+    found: dict[str, np.ndarray] = {}
+    for name in ("tinynet", "naswot"):
+        with np.load(FIXTURES / f"{name}.npz") as arrays:
+            found |= arrays
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +69,12 @@ def published() -> dict[str, float]:
 def images(arrays: dict[str, np.ndarray], accelerator: torch.device) -> Tensor:
     """(16, 3, 16, 16)"""
     return torch.from_numpy(arrays["X"].copy()).to(accelerator)
+
+
+@pytest.fixture
+def labels(arrays: dict[str, np.ndarray], accelerator: torch.device) -> Tensor:
+    """(16,) int64"""
+    return torch.from_numpy(arrays["Y"].astype(np.int64)).to(accelerator)
 
 
 @pytest.fixture

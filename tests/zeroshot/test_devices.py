@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hwnas.zeroshot import zen
-from hwnas.zeroshot.naswot import kernel
+from hwnas.zeroshot.activations import activation_codes
+from hwnas.zeroshot.probe import Probe
 from hwnas.zeroshot.size import macs, params
 
 
@@ -36,10 +37,10 @@ def test_every_tensor_of_a_score_is_where_the_network_is(monkeypatch: pytest.Mon
     with FakeTensorMode():
         with torch.device(device):
             net, images = small_net(), torch.rand(4, 3, 16, 16)
-        assert kernel(net, images).device.type == device
-        assert zen.score(net, images, None, torch.Generator()) == 0.0  # the logarithm of 1, over and over
+        assert activation_codes(Probe(net, images)).kernel.device.type == device
+        assert zen.score(Probe(net, images)) == 0.0  # the logarithm of 1, over and over
         for size in (macs, params):
-            assert size(net, images, None, torch.Generator()) > 0
+            assert size(Probe(net, images)) > 0
         assert {weight.device.type for weight in net.parameters()} == {device}
         other = images.to("cpu") if device == "cuda" else torch.rand(4, 3, 16, 16, device="cuda")
         with pytest.raises(RuntimeError, match="device"):

@@ -5,14 +5,26 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from hwnas.zeroshot import DegenerateNetworkError, naswot
-from hwnas.zeroshot.naswot import add_agreements, kernel, log_determinant
+from hwnas.zeroshot import DegenerateNetworkError, activations, naswot
+from hwnas.zeroshot.activations import activation_codes, add_agreements
+from hwnas.zeroshot.naswot import log_determinant
+from hwnas.zeroshot.probe import Probe
+
+MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Tanh),
+)
+
+
+def kernel(module, images):
+    return activation_codes(Probe(module, images)).kernel
 
 
 def naswot_score(module, images):
-    return naswot.score(module, images, None, torch.Generator())
+    return naswot.score(Probe(module, images))
 
 
 def unpacked_codes(arrays):
@@ -24,7 +36,7 @@ def unpacked_codes(arrays):
 
 @pytest.mark.parametrize("chunk_bits", [2**22, 100, 1])
 def test_kernel_and_determinant_of_published_codes(arrays, published, monkeypatch, chunk_bits):
-    monkeypatch.setattr(naswot, "_CHUNK_BITS", chunk_bits)
+    monkeypatch.setattr(activations, "_CHUNK_BITS", chunk_bits)
     agreements = torch.zeros(16, 16, dtype=torch.float64)
     for code in unpacked_codes(arrays):
         add_agreements(agreements, code)
@@ -41,7 +53,7 @@ def test_tinynet_scores_as_published(tinynet, images, arrays, published, inplace
     assert naswot_score(net, images) == pytest.approx(published["naswot_tinynet"], rel=1e-9)
 
 
-@pytest.mark.parametrize("activation", naswot.ACTIVATIONS)
+@pytest.mark.parametrize("activation", MODULES)
 def test_every_activation_module_is_scored(tinynet, images, activation):
     assert np.isfinite(naswot_score(tinynet(activation), images))
 
@@ -65,6 +77,21 @@ def test_one_module_used_twice_counts_twice(images):
             return self.act(self.conv(self.act(self.conv(x))))
 
     assert kernel(Shared(), images).diagonal().tolist() == [2 * 3 * 16 * 16] * 16
+
+
+@pytest.mark.parametrize("function", [F.relu, F.relu_, torch.relu, Tensor.relu_, F.silu, F.gelu, F.hardswish, F.relu6])
+def test_an_activation_may_be_a_function(images, function):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return function(self.conv(x))
+
+    net = Functional()
+    same = nn.Sequential(net.conv, nn.ReLU())
+    torch.testing.assert_close(kernel(net, images), kernel(same, images), rtol=0, atol=0)
 
 
 def test_gates_are_not_units(images):
@@ -118,8 +145,8 @@ class Folded(nn.Module):
         (lambda net: net, lambda x: x[:1], "at least two"),
         (dead, lambda x: x, "images 0 and 1 have the same code"),
         (poisoned, lambda x: x, "NaN"),
-        (lambda net: net.conv1, lambda x: x, "no activation modules"),
-        (lambda net: Unused(), lambda x: x, "took part"),
+        (lambda net: net.conv1, lambda x: x, "no activations"),
+        (lambda net: Unused(), lambda x: x, "no activations"),
         (lambda net: Folded(), lambda x: x, "no batch of 16 images"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hwnas.zeroshot import DegenerateNetworkError, zen
+from hwnas.zeroshot.probe import Probe, normal_like
 from hwnas.zeroshot.zen import draw_gaussian_weights, zen_score
 
 
@@ -73,23 +74,26 @@ def test_constant_weights_stay(images):
     del conv.weight
     conv.register_buffer("weight", torch.zeros(3, 1, 1, 1))
     with pytest.raises(DegenerateNetworkError, match="dead"):
-        zen.score(nn.Sequential(nn.Conv2d(3, 3, 1), conv), images, None, generator())
+        zen.score(Probe(nn.Sequential(nn.Conv2d(3, 3, 1), conv), images))
 
 
 def test_depends_on_the_seed_and_on_the_architecture_alone(tinynet, images):
     net, other = tinynet(), tinynet()
     for parameter in other.parameters():
         nn.init.zeros_(parameter)
-    score = zen.score(net, images, None, generator(1))
-    assert zen.score(net, images, None, generator(1)) == score
-    assert zen.score(other, images + 5, None, generator(1)) == score
-    assert zen.score(net, images, None, generator(2)) != score
+    score = zen.score(Probe(net, images, seed=1))
+    assert zen.score(Probe(net, images, seed=1)) == score
+    assert zen.score(Probe(other, images + 5, seed=1)) == score
+    assert zen.score(Probe(net, images, seed=2)) != score
 
 
 def test_repeats_average_single_draws(tinynet, images):
     net, draws = tinynet(), generator(3)
-    single = [zen.score(net, images, None, draws, repeats=1) for _ in range(3)]
-    assert zen.score(net, images, None, generator(3), repeats=3) == pytest.approx(sum(single) / 3)
+    single = []
+    for _ in range(3):
+        draw_gaussian_weights(net, draws)
+        single.append(zen_score(net, normal_like(images, draws), normal_like(images, draws)))
+    assert zen.score(Probe(net, images, seed=3), repeats=3) == pytest.approx(sum(single) / 3)
 
 
 def test_grows_with_depth(images):
@@ -98,7 +102,7 @@ def test_grows_with_depth(images):
         for _ in range(depth):
             layers += [nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
             channels = 8
-        return zen.score(nn.Sequential(*layers), images, None, generator())
+        return zen.score(Probe(nn.Sequential(*layers), images))
 
     scores = [score(depth) for depth in (1, 2, 4, 8)]
     assert scores == sorted(scores)
@@ -120,10 +124,10 @@ class Zero(nn.Module):
 )
 def test_what_cannot_be_scored_is_a_reason(images, network, n, reason):
     with pytest.raises(DegenerateNetworkError, match=reason):
-        zen.score(network(), images[:n], None, generator())
+        zen.score(Probe(network(), images[:n]))
 
 
 def test_overflow_is_a_reason(images):
     net = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1) for i in range(40)))
     with pytest.raises(DegenerateNetworkError, match="overflows"):
-        zen.score(net, images, None, generator())
+        zen.score(Probe(net, images))

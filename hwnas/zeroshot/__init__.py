@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SCORES = {
     "naswot": "hwnas.zeroshot.naswot:score",
     "zen": "hwnas.zeroshot.zen:score",
+    "expressivity": "hwnas.zeroshot.az_nas:expressivity",
+    "progressivity": "hwnas.zeroshot.az_nas:progressivity",
+    "trainability": "hwnas.zeroshot.az_nas:trainability",
     "params": "hwnas.zeroshot.size:params",
     "macs": "hwnas.zeroshot.size:macs",
     "layers": "hwnas.zeroshot.size:layers",

@@ -1,0 +1,114 @@
+"""AZ-NAS: expressivity, progressivity and trainability of the blocks of an untrained network.
+
+Lee and Ham, "AZ-NAS: Assembling Zero-Cost Proxies for Network Architecture Search", CVPR 2024, arXiv 2403.19232,
+section 3.2. Written from its formulas. The paper ranks architectures by the sum of the logarithms of their ranks in
+these three and in FLOPs: `combine.py` does that for any scores.
+
+Deviations: the images and weights that are given are used (the authors draw both from a normal distribution, which
+batch normalisation makes much the same); a map whose size is no multiple of the next one's is padded with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hwnas.zeroshot import DegenerateNetworkError
+from hwnas.zeroshot.preserved import preserved, use_batch_statistics
+from hwnas.zeroshot.probe import Probe
+from hwnas.zeroshot.stages import block_features
+
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Of each block in order: the entropy of its features, and how well its Jacobian keeps norms, 0 is best."""
+
+    entropies: tuple[float, ...]
+    trainabilities: tuple[float, ...]
+
+
+def expressivity(probe: Probe) -> float:
+    """Sum over blocks of the entropy of the eigenvalues of the feature covariance (equations 1 to 3)."""
+    return sum(probe.shared(blocks).entropies)
+
+
+def progressivity(probe: Probe) -> float:
+    """The smallest increase of that entropy from a block to the next (equation 4)."""
+    return min(after - before for before, after in pairwise(probe.shared(blocks).entropies))
+
+
+def trainability(probe: Probe) -> float:
+    """Mean over blocks of -s - 1/s + 2, s the largest singular value of the block's Jacobian (equations 5 to 9)."""
+    found = probe.shared(blocks).trainabilities
+    return sum(found) / len(found)
+
+
+def blocks(probe: Probe) -> Blocks:
+    """One forward, and one backward from every block to the one before. Raises DegenerateNetworkError if it is dead."""
+    generator = probe.generator()
+    with preserved(probe.module), torch.enable_grad():
+        use_batch_statistics(probe.module)
+        for parameter in probe.module.parameters():
+            parameter.requires_grad_(False)  # only gradients of features are wanted
+        features = block_features(probe.module, probe.images.detach().requires_grad_())
+        signs = [random_signs(block, generator) for block in features[1:]]
+        return blocks_of(features, signs)
+
+
+def blocks_of(features: Sequence[Tensor], signs: Sequence[Tensor]) -> Blocks:
+    """From (n, c, h, w) features of consecutive blocks, and vectors of signs (n, c, h, w) for all but the first."""
+    trainabilities = []
+    for (before, after), vector in zip(pairwise(features), signs, strict=True):
+        (back,) = torch.autograd.grad(after, before, vector, retain_graph=True, allow_unused=True)
+        if back is None:
+            raise DegenerateNetworkError("a block does not depend on the block before it")
+        trainabilities.append(keeps_norm(_largest_singular_value(back, vector)))
+    return Blocks(tuple(entropy(block.detach()) for block in features), tuple(trainabilities))
+
+
+def entropy(features: Tensor) -> float:
+    """Entropy of the normalised eigenvalues of the (c, c) covariance of (n, c, h, w) features over images and pixels.
+
+    Raises DegenerateNetworkError if they are constant or not finite.
+    """
+    rows = features.transpose(0, 1).flatten(1).float()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    covariance = (rows @ rows.T / rows.shape[1]).double()
+    total = float(covariance.trace())
+    if not 0 < total < float("inf"):  # also true of NaN
+        raise DegenerateNetworkError(f"the features of a block have the variance {total}: the network is dead")
+    values = torch.linalg.eigvalsh(covariance / total).clamp_(min=0)  # rounding can make them negative
+    return float(torch.special.entr(values).sum())
+
+
+def keeps_norm(singular_value: float) -> float:
+    """-s - 1/s + 2: 0 where a Jacobian keeps norms, negative where it blows them up or lets them vanish."""
+    return -singular_value - 1 / (singular_value + _EPSILON) + 2
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """-1 or 1 in the shape, type and place of a tensor."""
+    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like.device, like.dtype)
+
+
+def _largest_singular_value(back: Tensor, vector: Tensor) -> float:
+    """Of the mean over images and pixels of J' v v', where back (n, c', h', w') is J' v: as v has mean outer product 1.
+
+    Where the block halves the map, the pixels that fall on one count as channels.
+    """
+    h, w = vector.shape[-2:]
+    stride = max(-(-back.shape[-2] // h), -(-back.shape[-1] // w))
+    back = F.pad(back, (0, w * stride - back.shape[-1], 0, h * stride - back.shape[-2]))
+    if stride > 1:
+        back = F.pixel_unshuffle(back, stride)
+    inner, outer = (tensor.transpose(0, 1).flatten(1) for tensor in (back, vector))
+    matrix = inner @ outer.T / outer.shape[1]
+    gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
+    return float(torch.linalg.eigvalsh(gram.double())[-1].clamp(min=0).sqrt())

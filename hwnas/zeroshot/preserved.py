@@ -40,7 +40,8 @@ def preserved(module: nn.Module, *, weights: bool = False) -> Iterator[list[Remo
                 hook.remove()
             with torch.no_grad():
                 for tensor, copy in zip(saved, copies, strict=True):
-                    tensor.copy_(copy)
+                    if not torch.equal(tensor, copy):  # a graph of autograd may still need the untouched ones
+                        tensor.copy_(copy)
             for part, training, tracking in modes:
                 part.training = training
                 if tracking is not None:

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 SCORES = {
     "naswot": "hwnas.zeroshot.naswot:score",
     "zen": "hwnas.zeroshot.zen:score",
+    "snip": "hwnas.zeroshot.snip:score",
+    "grad_norm": "hwnas.zeroshot.grad_norm:score",
+    "fisher": "hwnas.zeroshot.fisher:score",
+    "grasp": "hwnas.zeroshot.grasp:score",
+    "synflow": "hwnas.zeroshot.synflow:score",
+    "jacob_cov": "hwnas.zeroshot.jacob_cov:score",
+    "zico": "hwnas.zeroshot.zico:score",
     "expressivity": "hwnas.zeroshot.az_nas:expressivity",
     "progressivity": "hwnas.zeroshot.az_nas:progressivity",
     "trainability": "hwnas.zeroshot.az_nas:trainability",

@@ -40,6 +40,8 @@ SCORES = {
     "swap": "hwnas.zeroshot.swap:score",
     "linear_regions": "hwnas.zeroshot.linear_regions:score",
     "vkdnw": "hwnas.zeroshot.vkdnw:score",
+    "near": "hwnas.zeroshot.near:score",
+    "meco": "hwnas.zeroshot.meco:score",
     "params": "hwnas.zeroshot.size:params",
     "macs": "hwnas.zeroshot.size:macs",
     "layers": "hwnas.zeroshot.size:layers",

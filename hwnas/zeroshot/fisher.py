@@ -1,6 +1,6 @@
 """Fisher: how much the loss would change if single channels were removed, to second order.
 
-Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", arXiv 1801.05787, equation 9 (and
+Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", arXiv 1801.05787 (and
 Turner et al., "BlockSwap", ICLR 2020, arXiv 1906.04113), as Abdelfattah et al., "Zero-Cost Proxies for Lightweight
 NAS", ICLR 2021, arXiv 2101.08134, make it a score of a network. As in the code of the latter, the value of a channel
 counts once for each of its weights (the paper: once).

@@ -1,6 +1,6 @@
 """Jacobian covariance: how differently the images of a batch move the output.
 
-Mellor et al., "Neural Architecture Search without Training", arXiv 2006.04647v1, equations 1 to 4 (the first version of
+Mellor et al., "Neural Architecture Search without Training", arXiv 2006.04647v1 (the first version of
 the NASWOT paper), as in Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021, arXiv 2101.08134. Here
 the correlations and their eigenvalues are computed in float64, so that a singular matrix (equal images) has
 eigenvalues of 0 and a finite score, a very low one.

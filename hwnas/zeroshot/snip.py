@@ -1,6 +1,6 @@
 """SNIP: how much the loss would change if single weights were removed, to first order.
 
-Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, arXiv 1810.02340, equation 6
+Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, arXiv 1810.02340,
 without its normalisation, as Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021, arXiv 2101.08134,
 equation 1, make it a score of a network.
 """

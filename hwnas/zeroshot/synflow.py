@@ -1,12 +1,13 @@
 """SynFlow: the product of absolute weights along every path through the network, summed over paths and layers.
 
 Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", NeurIPS 2020,
-arXiv 2006.05467, equation 2, as Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021,
+arXiv 2006.05467, as Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021,
 arXiv 2101.08134, equation 1, make it a score of a network. As in the code of the latter, biases are made absolute too,
 normalisations are the identity (theirs: batch normalisation only) and the input is one image of ones, in float64. Our
 deviations: the score is the logarithm, since the sum passes 1e46 on common networks; and dropout is off. Activations
 are left as they are: their inputs are not negative here, where ReLU is the identity, SiLU, GELU and hard-swish grow,
-and the gates of squeeze-and-excitation lie between 1/2 and 1.
+and the gates of squeeze-and-excitation lie between 1/2 and 1. ReLU6 saturates: as with the authors, what lies before a
+saturated activation does not count. Compare networks of ReLU6 with each other only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """ZiCo: how large the gradients of the weights are against their deviation between batches.
 
-Li et al., "ZiCo: Zero-shot NAS via Inverse Coefficient of Variation on Gradients", ICLR 2023, arXiv 2301.11300,
-equation 16. The authors take two batches; ours are the two halves of one batch. As in their code, weights
-whose gradients do not deviate are left out, and so are layers without any other.
+Li et al., "ZiCo: Zero-shot NAS via Inverse Coefficient of Variation on Gradients", ICLR 2023, arXiv 2301.11300.
+The authors take two batches; ours are the two halves of one batch. As in their code, the deviation is that of the
+signed gradients (the paper: of their absolutes), weights whose gradients do not deviate are left out, and so are layers
+without any other.
 """
 
 from __future__ import annotations

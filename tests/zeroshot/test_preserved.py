@@ -48,14 +48,14 @@ def assert_same(a, b):
     # params and layers run no forward that could fail
     [(name, fails) for name in SCORES for fails in (False, True) if not (fails and name in ("params", "layers"))],
 )
-def test_every_score_leaves_the_module_and_the_randomness_alone(tinynet, images, name, fails):
+def test_every_score_leaves_the_module_and_the_randomness_alone(tinynet, images, labels, name, fails):
     net = awkward(tinynet())
     state, dice = everything(net), randomness()
     if fails:
         with pytest.raises(RuntimeError, match="channels"):  # from within the forward
-            load_score(name)(Probe(net, images[:, :2]))
+            load_score(name)(Probe(net, images[:, :2], labels))
     else:
-        load_score(name)(Probe(net, images))
+        load_score(name)(Probe(net, images, labels))
     assert_same(everything(net), state)
     assert randomness() == dice
     net(images).sum().backward()  # and it still trains
@@ -106,9 +106,9 @@ def test_batch_statistics_only(tinynet):
     assert {type(part) for part in net.modules() if part.training} == {nn.BatchNorm2d}
 
 
-def test_a_deep_copy_is_not_needed(tinynet, images):
+def test_a_deep_copy_is_not_needed(tinynet, images, labels):
     net = tinynet()
     twin = copy.deepcopy(net)
     for name in SCORES:
-        one, two = (load_score(name)(Probe(n, images)) for n in (net, twin))
+        one, two = (load_score(name)(Probe(n, images, labels)) for n in (net, twin))
         assert one == two

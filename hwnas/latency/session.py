@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from hwprof.target import Plan, Target, to_json
 
 # Phases of a profile, each in agent processes of its own. "again" is the second session, after everything else.
 NODES, BLOCKS, WHOLE, AGAIN = "profiled networks", "single blocks", "whole networks", "second session"
+# Between two attempts at what was refused: whatever disturbs the machine may end. The pauses double.
+PAUSE_SECONDS = (1.0, 16.0)
 
 # Writes what a name stands for as a model file, given a path without suffix; the path written.
 Write = Callable[[str, Path], Path]
@@ -93,9 +96,11 @@ class Session:
         """Measure what the journal lacks of a phase, refused models again in new company, up to the last attempt."""
         pending = self._pending(phase, names)
         self._progress(phase, len(names) - len(pending), len(names))
-        for _ in range(self._config.attempts):
+        for attempt in range(self._config.attempts):
             if not pending:
                 return
+            if attempt:
+                time.sleep(min(PAUSE_SECONDS[0] * 2 ** (attempt - 1), PAUSE_SECONDS[1]))
             companies = split_evenly(pending, self._config.group)
             first = len(self.journal.records)
             jobs = (Job(self._writer(company, write), plan, nodes, first + n) for n, company in enumerate(companies))
@@ -104,10 +109,10 @@ class Session:
                 pending = self._pending(phase, names)
                 self._progress(phase, len(names) - len(pending), len(names))
 
-    def require(self, phase: str, names: Sequence[str], what: str, spared: float = 0.2) -> None:
-        """Raise PredictorError, with the reasons, if more than a share of the models were refused to the last."""
+    def require(self, phase: str, names: Sequence[str], what: str, spared: float) -> None:
+        """Raise PredictorError, with the reasons, if more than a share were refused to the last, or all but two."""
         missing = self._pending(phase, names)
-        if len(missing) > int(spared * len(names)):
+        if len(missing) > min(int(spared * len(names)), max(0, len(names) - 3)):
             reasons = {
                 result["refused"] for group in self._groups(phase) for result in group["results"] if result["refused"]
             }

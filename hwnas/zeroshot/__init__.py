@@ -39,6 +39,7 @@ SCORES = {
     "trainability": "hwnas.zeroshot.az_nas:trainability",
     "swap": "hwnas.zeroshot.swap:score",
     "linear_regions": "hwnas.zeroshot.linear_regions:score",
+    "ntk": "hwnas.zeroshot.ntk:score",
     "vkdnw": "hwnas.zeroshot.vkdnw:score",
     "near": "hwnas.zeroshot.near:score",
     "meco": "hwnas.zeroshot.meco:score",

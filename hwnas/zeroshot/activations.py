@@ -69,10 +69,11 @@ def activation_codes(probe: Probe) -> Codes:
 
     Raises DegenerateNetworkError with fewer than two images, without activations, or if they are not finite.
     """
-    n = len(probe.images)
+    images = probe.images
+    n = len(images)
     if n < 2:
         raise DegenerateNetworkError("one image has nothing to differ from: give at least two")
-    kernel = torch.zeros(n, n, dtype=torch.float64, device=probe.images.device)
+    kernel = torch.zeros(n, n, dtype=torch.float64, device=images.device)
     words: list[Tensor] = []
     healthy: list[Tensor] = []
 
@@ -86,7 +87,7 @@ def activation_codes(probe: Probe) -> Codes:
     with preserved(probe.module), torch.inference_mode():
         use_batch_statistics(probe.module)
         with WatchActivations(saw):
-            probe.module(probe.images)
+            probe.module(images)
     if not words:
         raise DegenerateNetworkError(f"{type(probe.module).__name__} has no activations")
     if not bool(torch.stack(healthy).all()):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hwnas.zeroshot import DegenerateNetworkError
-from hwnas.zeroshot.preserved import preserved, use_batch_statistics
+from hwnas.zeroshot.preserved import preserved, refuse_single_values, use_batch_statistics
 from hwnas.zeroshot.probe import Probe
 from hwnas.zeroshot.stages import block_features
 
@@ -53,11 +53,13 @@ def trainability(probe: Probe) -> float:
 def blocks(probe: Probe) -> Blocks:
     """One forward, and one backward from every block to the one before. Raises DegenerateNetworkError if it is dead."""
     generator = probe.generator()
-    with preserved(probe.module), torch.enable_grad():
+    with preserved(probe.module) as hooks, torch.enable_grad():
         use_batch_statistics(probe.module)
+        hooks += refuse_single_values(probe.module)
         for parameter in probe.module.parameters():
             parameter.requires_grad_(False)  # only gradients of features are wanted
-        features = block_features(probe.module, probe.images.detach().requires_grad_())
+        images = probe.images.detach().requires_grad_()
+        features = block_features(probe.module, images.clone())  # the first layer may work in place
         signs = [random_signs(block, generator) for block in features[1:]]
         return blocks_of(features, signs)
 

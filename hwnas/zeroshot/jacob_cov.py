@@ -25,12 +25,12 @@ def score(probe: Probe) -> float:
     One forward and backward; needs no labels. Raises DegenerateNetworkError with fewer than two images, or if the
     gradient of an image is constant.
     """
-    if len(probe.images) < 2:
+    images = probe.images.detach().requires_grad_()
+    if len(images) < 2:
         raise DegenerateNetworkError("one image has nothing to correlate with: give at least two")
     with preserved(probe.module), torch.enable_grad():
         use_batch_statistics(probe.module)
         probe.module.requires_grad_(False)
-        images = probe.images.detach().requires_grad_()
         outputs = probe.module(images.clone())  # the first layer may work in place
         (jacobian,) = gradients(outputs.sum(), [images])
     return finite(spread(jacobian.flatten(1)), "jacob_cov")

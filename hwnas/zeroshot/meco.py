@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.zeroshot import DegenerateNetworkError
-from hwnas.zeroshot.outputs import watch_outputs
+from hwnas.zeroshot.outputs import gives_channels_last, watch_outputs
 from hwnas.zeroshot.probe import Probe
 
 
@@ -35,6 +35,8 @@ def score(probe: Probe) -> float:
 
     def saw(part: nn.Module, output: Tensor) -> None:
         if output.dim() == 4:
+            if gives_channels_last(part):
+                output = output.movedim(-1, 1)
             least.append(least_eigenvalue(output[0].flatten(1)))
 
     watch_outputs(probe.module, probe.images, saw)

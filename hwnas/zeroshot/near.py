@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hwnas.zeroshot import DegenerateNetworkError
 from hwnas.zeroshot.activations import WatchActivations
-from hwnas.zeroshot.outputs import watch_outputs
+from hwnas.zeroshot.outputs import gives_channels_last, watch_outputs
 from hwnas.zeroshot.probe import Probe
 
 
@@ -35,14 +35,19 @@ def score(probe: Probe) -> float:
     """
     generator = probe.generator()
     ranks: list[float] = []
+    channels_last = False  # in what the last layer gave; activations have no channels of their own
 
     def record(output: Tensor) -> None:
+        if output.dim() == 4 and channels_last:
+            output = output.movedim(-1, 1)
         if output.dim() > 1:
             ranks.append(effective_rank(activation_matrix(output, generator)))
 
     def saw(part: nn.Module, output: Tensor) -> None:
+        nonlocal channels_last
         # PReLU has a weight, but is an activation: seen below
         if getattr(part, "weight", None) is not None and not isinstance(part, nn.PReLU):
+            channels_last = gives_channels_last(part)
             record(output)
 
     def activate(_: Tensor, compute: Callable[[], Tensor]) -> Tensor:

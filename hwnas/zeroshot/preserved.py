@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
+
+from hwnas.zeroshot import DegenerateNetworkError
 
 
 @contextmanager
@@ -61,3 +64,13 @@ def use_batch_statistics(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.training, part.track_running_stats = True, False
+
+
+def refuse_single_values(module: nn.Module) -> list[RemovableHandle]:
+    """Hooks that raise DegenerateNetworkError where batch normalisation would have the statistics of a single value."""
+
+    def check_input(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and inputs[0].numel() == inputs[0].shape[1]:
+            raise DegenerateNetworkError("batch normalisation of a single value: give more or larger images")
+
+    return [part.register_forward_pre_hook(check_input) for part in module.modules() if isinstance(part, _BatchNorm)]

@@ -20,9 +20,14 @@ class Probe:
     """
 
     def __init__(self, module: nn.Module, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> None:
-        self.module, self.images, self.seed = module, images, seed
-        self._labels = labels
+        self.module, self.seed = module, seed
+        self._images, self._labels = images, labels
         self._shared: dict[Callable[[Probe], Any], Any] = {}
+
+    @property
+    def images(self) -> Tensor:
+        """(n, c, h, w) float: a copy, since the first layer of a network may work in place."""
+        return self._images.clone()
 
     @property
     def labels(self) -> Tensor:

@@ -58,14 +58,15 @@ def score(probe: Probe) -> float:
         raise DegenerateNetworkError(f"{type(module).__name__} has no Conv2d and no Linear layer")
     with preserved(module), torch.enable_grad():
         module.eval()
+        sizes = []
         for scale in _SCALES:
             total = _total(probe, absolute, scale)
-            size = abs(total.item())
+            sizes.append(size := abs(total.item()))
             if 0 < size < math.inf:
                 break
         else:
             raise DegenerateNetworkError(
-                f"the outputs add up to {size} in any scale: the network is dead, or overflows"
+                f"the outputs add up to {sizes[0]}, and in no scale to a number: the network is dead, or overflows"
             )
         if scale != 1 and not bool(_total(probe, absolute, 2 * scale) == 2 * total):
             raise DegenerateNetworkError("the outputs overflow, and do not scale with the input")

@@ -64,18 +64,29 @@ def fisher_information(module: nn.Module, images: Tensor, generator: torch.Gener
     """(p, p) Fisher information of the first weight of each of p parameters, over (n, c, h, w) images.
 
     It is the mean over images of sum_k p_k g_k g_k^T, g_k the gradient of log p_k.
+    Raises DegenerateNetworkError if a parameter does not act through the output of its module, as an affine function.
     """
     n, device = len(images), images.device
     column = {id(parameter): number for number, parameter in enumerate(module.parameters())}
+    if not column:
+        raise DegenerateNetworkError(f"{type(module).__name__} has no parameters")
     jacobian = torch.zeros(n, len(column), dtype=torch.float64, device=device)
     reentered = False
+    inputs: dict[nn.Module, tuple[Any, ...]] = {}
+    explained: set[int] = set()
+
+    def keep_inputs(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not reentered:
+            inputs[part] = _copies(args, kwargs)
 
     def watch(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         nonlocal reentered
         if reentered:
             return
+        args, kwargs = inputs.pop(part, (args, kwargs))
         if not isinstance(output, Tensor) or len(output) != n:
-            raise DegenerateNetworkError(f"{type(part).__name__} does not give a batch of {n} images")
+            given = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise DegenerateNetworkError(f"{type(part).__name__} gives {given}, which is no batch of {n} images")
         if not output.requires_grad:
             return  # it does not depend on the images
         reentered = True
@@ -84,6 +95,7 @@ def fisher_information(module: nn.Module, images: Tensor, generator: torch.Gener
             columns.append(column[id(parameter)])
             slopes.append(_slope(part, name, args, kwargs, output.detach()))
         reentered = False
+        explained.update(columns)
         output.register_hook(partial(collect, columns, slopes))  # type: ignore[no-untyped-call]
 
     def collect(columns: list[int], slopes: list[Tensor], gradient: Tensor) -> None:
@@ -95,11 +107,17 @@ def fisher_information(module: nn.Module, images: Tensor, generator: torch.Gener
         module.eval().requires_grad_(False)
         owners = [part for part in module.modules() if part._parameters]
         hooks += [part.register_forward_hook(watch, with_kwargs=True) for part in owners]
+        foreign = [part for part in owners if _is_foreign(part)]
+        hooks += [part.register_forward_pre_hook(keep_inputs, with_kwargs=True) for part in foreign]
         images = images.clone().requires_grad_(True)
         with torch.enable_grad():
-            logits = module(images).flatten(1)
+            logits = module(images.clone()).flatten(1)  # the first layer may work in place
         if not logits.requires_grad:
             raise DegenerateNetworkError("the output does not depend on the images")
+        reentered = True
+        for parameter in module.parameters():
+            parameter.requires_grad_(column[id(parameter)] not in explained)
+        _refuse_influence(module, images)
         probabilities = logits.detach().softmax(1) * (1 - _UNIFORM) + _UNIFORM / logits.shape[1]
         for weights in _directions(probabilities, generator):
             # a vector-Jacobian product that gives sum_k w_k sqrt(p_k) g_k
@@ -112,14 +130,50 @@ def fisher_information(module: nn.Module, images: Tensor, generator: torch.Gener
 
 
 def _slope(part: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """(n, 1 or channels, ...) derivative of a layer's output by the first entry of its parameter `name`."""
+    """(n, 1 or channels, ...) derivative of a module's output by the first entry of its parameter `name`."""
     parameter = part.get_parameter(name)
     step = torch.zeros_like(parameter)
     step.view(-1)[:1] = 1
-    with torch.no_grad():  # a layer's output is an affine function of each of its weights
-        slope: Tensor = functional_call(part, {name: parameter + step}, args, kwargs) - output
+
+    @torch.no_grad()
+    def change(size: int) -> Tensor:
+        change: Tensor = functional_call(part, {name: parameter + size * step}, *_copies(args, kwargs)) - output
+        return change
+
+    slope = change(1)  # a layer's output is an affine function of each of its weights
+    if _is_foreign(part):
+        rounding = 1e-3 * float(slope.abs().max()) + 1e-5 * float(output.abs().max())
+        if not torch.allclose(change(2), 2 * slope, rtol=0, atol=rounding):
+            raise DegenerateNetworkError(f"what {type(part).__name__} gives is no affine function of its {name}")
     # mostly it is about the first channel; a slope shared by channels (PReLU) is about all
     return slope if bool(slope[:, 1:].any()) else slope[:, :1].clone()
+
+
+def _is_foreign(part: nn.Module) -> bool:
+    """Whether it is a module of which we do not know what it does to its inputs, and with its parameters."""
+    return not type(part).__module__.startswith("torch.nn.")
+
+
+def _copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments that may be changed in place."""
+    copied = tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in args)
+    return copied, {
+        name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in kwargs.items()
+    }
+
+
+def _refuse_influence(module: nn.Module, images: Tensor) -> None:
+    """Raise DegenerateNetworkError if the output depends on a parameter that requires a gradient."""
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not names:
+        return
+    with torch.enable_grad():
+        total = module(images.detach().clone()).sum()
+    if total.requires_grad:
+        found = torch.autograd.grad(total, [module.get_parameter(name) for name in names], allow_unused=True)
+        for name, gradient in zip(names, found, strict=True):
+            if gradient is not None:
+                raise DegenerateNetworkError(f"{name} does not act through what its module gives for the images")
 
 
 def _directions(probabilities: Tensor, generator: torch.Generator) -> Tensor:

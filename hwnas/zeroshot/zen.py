@@ -61,7 +61,7 @@ def zen_score(
     with preserved(module) as hooks, torch.inference_mode():
         use_batch_statistics(module)
         hooks += [p.register_forward_pre_hook(saw_input) for p in module.modules() if isinstance(p, _BatchNorm)]
-        features = pooled_features(module, inputs)
+        features = pooled_features(module, inputs.clone())  # the first layer may work in place
         variances = [float(variance) for variance in batch_variances]
         batch_variances.clear()
         difference = (features - pooled_features(module, inputs + alpha * noise)).flatten(1)

@@ -18,9 +18,10 @@ from hwnas.zeroshot.probe import Probe
 
 def score(probe: Probe) -> float:
     """ZiCo of the halves of the batch. Needs labels. Raises DegenerateNetworkError with fewer than four images."""
-    if len(probe.images) < 4:
-        raise DegenerateNetworkError(f"each half of the batch needs two images, but there are {len(probe.images)}")
-    (images, more_images), (labels, more_labels) = probe.images.tensor_split(2), probe.labels.tensor_split(2)
+    every_image = probe.images
+    if len(every_image) < 4:
+        raise DegenerateNetworkError(f"each half of the batch needs two images, but there are {len(every_image)}")
+    (images, more_images), (labels, more_labels) = every_image.tensor_split(2), probe.labels.tensor_split(2)
     return zico(probe.module, images, labels, more_images, more_labels)
 
 

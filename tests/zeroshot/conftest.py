@@ -54,7 +54,7 @@ def _on_the_accelerator(accelerator: torch.device) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def arrays() -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
-    for name in ("tinynet", "naswot"):
+    for name in ("tinynet", "naswot", "az_nas", "meco"):
         with np.load(FIXTURES / f"{name}.npz") as arrays:
             found |= arrays
     return found

@@ -25,7 +25,7 @@ def block_features(module: nn.Module, images: Tensor) -> list[Tensor]:
     features: list[Tensor] = []
     open_ended = in_classifier = False
 
-    def saw_output(piece: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def saw_output(piece: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
         nonlocal open_ended, in_classifier
         if in_classifier or not (isinstance(output, Tensor) and output.dim() == 4):
             in_classifier = in_classifier or bool(features)
@@ -36,6 +36,8 @@ def block_features(module: nn.Module, images: Tensor) -> list[Tensor]:
             in_classifier = True
         elif features and open_ended:
             features[-1] = output
+        # the next block may work in place
+        return output.clone() if features and output is features[-1] else None
 
     with preserved(module) as hooks:
         hooks += [piece.register_forward_hook(saw_output) for piece in dict.fromkeys(_pieces(module))]

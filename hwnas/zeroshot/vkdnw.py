@@ -133,7 +133,7 @@ def _slope(part: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, 
     """(n, 1 or channels, ...) derivative of a module's output by the first entry of its parameter `name`."""
     parameter = part.get_parameter(name)
     step = torch.zeros_like(parameter)
-    step.view(-1)[:1] = 1
+    step[(slice(1),) * step.dim()] = 1
 
     @torch.no_grad()
     def change(size: int) -> Tensor:

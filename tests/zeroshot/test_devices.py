@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hwnas.zeroshot import zen
+from hwnas.zeroshot import load_score, zen
 from hwnas.zeroshot.activations import activation_codes
 from hwnas.zeroshot.probe import Probe
-from hwnas.zeroshot.size import macs, params
 
 
 class Generators:
@@ -32,6 +32,7 @@ def test_every_tensor_of_a_score_is_where_the_network_is(monkeypatch: pytest.Mon
     """An operator of tensors on two devices is an error, on an imagined GPU too: there the numbers are missing."""
     monkeypatch.setattr(Tensor, "__float__", lambda self: 1.0)
     monkeypatch.setattr(Tensor, "__bool__", lambda self: True)
+    monkeypatch.setattr(torch, "equal", lambda one, other: False)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "default_generators", Generators())
     with FakeTensorMode():
@@ -39,8 +40,8 @@ def test_every_tensor_of_a_score_is_where_the_network_is(monkeypatch: pytest.Mon
             net, images = small_net(), torch.rand(4, 3, 16, 16)
         assert activation_codes(Probe(net, images)).kernel.device.type == device
         assert zen.score(Probe(net, images)) == 0.0  # the logarithm of 1, over and over
-        for size in (macs, params):
-            assert size(Probe(net, images)) > 0
+        for name in ("linear_regions", "meco", "macs", "params"):
+            assert math.isfinite(load_score(name)(Probe(net, images)))
         assert {weight.device.type for weight in net.parameters()} == {device}
         other = images.to("cpu") if device == "cuda" else torch.rand(4, 3, 16, 16, device="cuda")
         with pytest.raises(RuntimeError, match="device"):

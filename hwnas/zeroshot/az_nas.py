@@ -66,13 +66,14 @@ def blocks(probe: Probe) -> Blocks:
 
 def blocks_of(features: Sequence[Tensor], signs: Sequence[Tensor]) -> Blocks:
     """From (n, c, h, w) features of consecutive blocks, and vectors of signs (n, c, h, w) for all but the first."""
+    entropies = tuple(entropy(block.detach()) for block in features)
     trainabilities = []
     for (before, after), vector in zip(pairwise(features), signs, strict=True):
         (back,) = torch.autograd.grad(after, before, vector, retain_graph=True, allow_unused=True)
         if back is None:
             raise DegenerateNetworkError("a block does not depend on the block before it")
         trainabilities.append(keeps_norm(_largest_singular_value(back, vector)))
-    return Blocks(tuple(entropy(block.detach()) for block in features), tuple(trainabilities))
+    return Blocks(entropies, tuple(trainabilities))
 
 
 def entropy(features: Tensor) -> float:
@@ -112,5 +113,8 @@ def _largest_singular_value(back: Tensor, vector: Tensor) -> float:
         back = F.pixel_unshuffle(back, stride)
     inner, outer = (tensor.transpose(0, 1).flatten(1) for tensor in (back, vector))
     matrix = inner @ outer.T / outer.shape[1]
+    if not bool(matrix.isfinite().all()):
+        raise DegenerateNetworkError("the Jacobian of a block holds NaN or infinity")
+    matrix = matrix.double()
     gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
-    return float(torch.linalg.eigvalsh(gram.double())[-1].clamp(min=0).sqrt())
+    return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())

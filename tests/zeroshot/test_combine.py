@@ -1,0 +1,84 @@
+"""Several scores as one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as matrices
+
+from hwnas.zeroshot.combine import combine
+
+NAN = math.nan
+
+
+def logs(ranks, n):
+    return [math.log(rank / n) for rank in ranks]
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks"),
+    [
+        ([3.0, 1.0, 2.0], [3, 1, 2]),
+        ([5.0], [1]),
+        ([2.0, 2.0], [1.5, 1.5]),
+        ([7.0, 1.0, 7.0, 9.0], [2.5, 1, 2.5, 4]),
+        ([NAN, 4.0, -1e300], [1, 3, 2]),
+        ([NAN, 4.0, NAN, 5.0], [1.5, 3, 1.5, 4]),
+        ([NAN, NAN], [1.5, 1.5]),
+        ([0.0, -0.0, 1e-300], [1.5, 1.5, 3]),
+    ],
+)
+def test_one_score_is_the_logarithm_of_its_rank(values, ranks):
+    assert combine(np.array(values)[:, None]) == pytest.approx(logs(ranks, len(values)))
+
+
+def test_several_scores_by_hand():
+    scores = [[1.0, 30.0], [2.0, 10.0], [3.0, 20.0]]  # ranks 1 3, 2 1, 3 2
+    expected = [math.log(a * b / 9) / 2 for a, b in ((1, 3), (2, 1), (3, 2))]
+    assert combine(np.array(scores)) == pytest.approx(expected)
+
+
+def test_one_bad_rank_costs_more_than_one_good_rank_gives():
+    balanced, extreme = [5.0, 5.0], [10.0, 0.0]
+    others = [[float(i), float(i)] for i in (1, 2, 3, 4, 6, 7, 8, 9)]
+    scores = combine(np.array([balanced, extreme, *others]))
+    assert scores[0] > scores[1]
+    assert scores[1] != scores.min()
+
+
+def test_the_best_in_everything_has_0():
+    scores = combine(np.array([[1.0, NAN, 3.0], [2.0, 5.0, 4.0], [0.0, 1.0, 2.0]]))
+    assert scores[1] == 0
+    assert (scores[[0, 2]] < 0).all()
+
+
+def test_no_networks():
+    assert combine(np.empty((0, 3))).shape == (0,)
+
+
+NUMBERS = st.one_of(st.integers(-4, 4).map(float), st.just(NAN))
+SCORES = st.tuples(st.integers(1, 8), st.integers(1, 4)).flatmap(lambda shape: matrices(float, shape, elements=NUMBERS))
+
+
+@given(SCORES)
+def test_only_the_order_matters(scores):
+    combined = combine(scores)
+    assert np.isfinite(combined).all()
+    assert (combined <= 0).all()
+    np.testing.assert_array_equal(combine(7 * scores - 100), combined)
+    np.testing.assert_array_equal(combine(np.exp(scores)), combined)
+    np.testing.assert_allclose(combine(scores[:, ::-1]), combined, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(combine(scores[::-1]), combined[::-1], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(combine(np.concatenate([scores, scores], axis=1)), combined, rtol=1e-12, atol=1e-12)
+
+
+@given(SCORES, st.data())
+def test_better_in_one_score_is_never_worse(scores, data):
+    row, column = (data.draw(st.integers(0, size - 1)) for size in scores.shape)
+    better = scores.copy()
+    better[row, column] = np.nan_to_num(better[row, column], nan=-9) + 2
+    assert combine(better)[row] >= combine(scores)[row] - 1e-12

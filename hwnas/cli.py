@@ -23,7 +23,7 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from rich.text import Text
 
-from hwnas import __version__, table_commands, transfer_command
+from hwnas import __version__, score_command, table_commands, transfer_command
 from hwnas.errors import HwnasError
 from hwprof.errors import HwprofError
 
@@ -186,8 +186,18 @@ def _check(recipe: Path, as_json: bool) -> None:
 
 
 @app.command(epilog="Example: hwnas search pipelines/quickstart.toml")
-def search(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> None:
+def search(
+    recipe: RecipePath,
+    fresh: Fresh = False,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Train nothing: the front of score against predicted latency.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Search under the latency table, train the finalists; goes on where it was stopped."""
+    if zero_shot:
+        _search_zero_shot(recipe, fresh, as_json)
+        return
     from hwnas.pipeline import search_stage
     from hwnas.run import train_study
     from hwnas.search.study import recorded
@@ -216,6 +226,35 @@ def search(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> N
         table.add_row(row["network"], f"{row['valid_accuracy_percent']:.1f}", f"{row['predicted_ms']:.3g}")
     out.print(table)
     out.print(f"next: hwnas export {recipe}", soft_wrap=True)
+
+
+def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
+    """Print the front of untrained networks."""
+    from hwnas.pipeline import score_stage
+    from hwnas.report.wording import NOTHING
+    from hwnas.run import score_objectives, score_study
+    from hwnas.search.study import recorded
+    from hwnas.space import format_arch
+
+    with _run(recipe, fresh) as run:
+        front = score_stage(run)
+        scored = len(recorded(score_study(run)))
+        score = score_objectives(run)[0].name
+        names = {one.arch: run.network_name(one.arch) for one in front}
+    if as_json:
+        _print_json([{"network": names[one.arch], **asdict(one), "arch": format_arch(one.arch)} for one in front])
+        return
+    table = Table(title=f"Front of {scored} untrained networks", title_justify="left")
+    table.add_column("Network")
+    table.add_column("Predicted\nms", justify="right")
+    table.add_column(f"{score}\n(place)", justify="right")
+    for name in front[0].scores:
+        table.add_column(name, justify="right")
+    for one in front:
+        shown = [NOTHING if value is None else f"{value:.4g}" for value in one.scores.values()]
+        table.add_row(names[one.arch], f"{one.predicted_ms:.3g}", f"{one.value:.3g} ({one.place})", *shown)
+    out.print(table)
+    out.print(f"next, to train some of them: hwnas search {recipe}", soft_wrap=True)
 
 
 @app.command(epilog="Example: hwnas export pipelines/quickstart.toml")
@@ -312,6 +351,7 @@ def spaces(
 
 app.command("import", epilog=table_commands.IMPORT_EXAMPLE)(table_commands.import_table)
 app.command(epilog=table_commands.MERGE_EXAMPLE)(table_commands.merge)
+app.command(epilog=score_command.SCORE_EXAMPLE)(score_command.score)
 app.command(epilog=transfer_command.TRANSFER_EXAMPLE)(transfer_command.transfer)
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import optuna
 
 from hwnas.confirm import confirmed
 from hwnas.errors import DataError, RunError
@@ -16,15 +15,14 @@ from hwnas.latency.selection import SweepConfig
 from hwnas.latency.sweep import profile
 from hwnas.report.html import write_html
 from hwnas.report.summary import RunSummary
-from hwnas.run import SURROGATE, Run, move_aside, score_objectives, score_study, train_study
-from hwnas.search.assisted import assisted_search, choose_finalists
-from hwnas.search.study import ask_arch, failed, record_failure, record_trial, recorded
+from hwnas.run import Run, move_aside, score_objectives, train_study
+from hwnas.scored import ScoredNetwork, ranked, score_networks, scored_front
+from hwnas.search.assisted import choose_finalists
+from hwnas.search.study import failed, record_failure, record_trial, recorded
 from hwnas.space import Arch
 from hwnas.train.device import training_device
 from hwnas.train.loop import TrainConfig, TrainingFailed, train
-from hwnas.train.preprocess import normalise
 from hwnas.trained import build, save_weights, trained_front, weights_path
-from hwnas.zeroshot import compute_scores
 from hwprof.lock import table_lock
 from hwprof.table import LatencyTable, write_table
 
@@ -69,6 +67,19 @@ def check_stage(run: Run) -> Check:
     return check
 
 
+def score_stage(run: Run) -> list[ScoredNetwork]:
+    """Score architectures without training any, and give the front of predicted latency and score, fastest first.
+
+    Every scored architecture is a trial of the run's journal; what is recorded there is not scored again. Raises
+    InfeasibleError if nothing keeps the latency limit, PredictorError if none of what does has a score.
+    """
+    run.open_folder()
+    _check_data(run)
+    with run.timed("score"):
+        score_networks(run)
+    return scored_front(run)
+
+
 def search_stage(run: Run) -> list[Arch]:
     """Score architectures, train the finalists, and give the front of the trained, fastest first.
 
@@ -76,10 +87,7 @@ def search_stage(run: Run) -> list[Arch]:
     measured before they are trained, those above the limit left out. Raises InfeasibleError if nothing keeps the
     latency limit, PredictorError if nothing measured does, RunError if every training failed.
     """
-    run.open_folder()
-    _check_data(run)
-    with run.timed("score"):
-        _score_networks(run)
+    score_stage(run)
     with run.timed("confirm"):
         finalists = confirmed(run, lambda rejected: _finalists(run, rejected))
     with run.timed("train"):
@@ -99,57 +107,11 @@ def _check_data(run: Run) -> None:
         )
 
 
-def _score_networks(run: Run) -> None:
-    """Score as many architectures as the recipe says, all within the limits; what is recorded counts."""
-    section, objectives = run.recipe.search, score_objectives(run)
-    study = score_study(run)
-    stage = f"score networks ({section.score})"
-    if section.sampler == SURROGATE:
-        known: dict[Arch, float | None] = {arch: trial.values[0] for arch, trial in recorded(study).items()}
-        known |= dict.fromkeys(failed(study))
-
-        def score(arch: Arch) -> float | None:
-            return known[arch] if arch in known else _score(run, study, arch, None)
-
-        assisted_search(
-            run.space,
-            score,
-            run.searched_ms,
-            objectives,
-            evaluations=section.evaluations,
-            seed=run.recipe.seed,
-            progress=lambda done, total: run.progress(stage, done, total),
-        )
-    else:
-        limit = np.inf if section.latency is None else section.latency
-        for done in range(len(recorded(study)) + len(failed(study)), section.evaluations):
-            run.progress(stage, done, section.evaluations)
-            trial, arch = ask_arch(study, run.space, lambda archs: run.searched_ms(archs) <= limit)
-            _score(run, study, arch, trial)
-
-
 def _finalists(run: Run, rejected: set[Arch]) -> list[Arch]:
     """The scored architectures to train, spread over the front of those that are not `rejected`."""
-    scored = {arch: trial for arch, trial in recorded(score_study(run)).items() if arch not in rejected}
-    archs = list(scored)
-    values = np.array([scored[arch].values for arch in archs]).reshape(len(archs), 2)
+    archs, values = ranked(run)
+    values[[arch in rejected for arch in archs]] = np.nan
     return [archs[row] for row in choose_finalists(values, score_objectives(run), run.recipe.search.finalists)]
-
-
-def _score(run: Run, study: optuna.Study, arch: Arch, trial: optuna.Trial | None) -> float | None:
-    """Score an architecture and record it as a trial; None where the score is undefined."""
-    data, size, device = run.data, run.space.input_shape(arch)[1], training_device(run.recipe.train.device)
-    count = min(run.recipe.search.score_batch, len(data.x_train))
-    images = normalise(data.x_train[:count], data.mean, data.std, size).to(device)
-    labels = data.y_train[:count].to(device)
-    name = run.recipe.search.score
-    result = compute_scores([name], build(run, arch).to(device), images, labels, seed=run.recipe.seed)[name]
-    if result.value is None:
-        record_failure(study, run.space, arch, result.reason or "undefined", trial=trial)
-    else:
-        latency = float(run.searched_ms(np.array([arch]))[0])
-        record_trial(study, run.space, arch, (result.value, latency), {"seconds": result.seconds}, trial=trial)
-    return result.value
 
 
 def _train(run: Run, arch: Arch, stage: str) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from hwnas.errors import RecipeError
+from hwnas.zeroshot import score_names
 from hwprof.errors import HwprofError
 from hwprof.runtimes import RUNTIMES, require_runnable
 from hwprof.target import Target, target_from_json
@@ -128,17 +129,32 @@ class ProfileSection(_Section):
 class SearchSection(_Section):
     """[search]: what is searched for, and how long.
 
+    `score`: "combined", a score's name, or several to be combined. Networks are scored on `score_batch` images, the
+    largest of the space at `score_resolution` pixels, unless it is smaller, the others in proportion; in `workers`
+    processes (None: as many as there are cores, if it takes long enough). None of it changes what is trained.
+
     With a `confidence` the latency limit holds for the upper bound of a prediction: a measurement keeps it with that
     probability.
     """
 
     latency: Milliseconds | None = None
     confidence: float | None = Field(default=None, gt=0, lt=1)
-    score: str = "naswot"
+    score: str | list[str] = "combined"
     sampler: str = "surrogate"
     evaluations: int = Field(default=120, ge=8)
     finalists: int = Field(default=5, ge=1)
     score_batch: int = Field(default=32, ge=2)
+    score_resolution: int = Field(default=64, ge=8)
+    workers: int | None = Field(default=None, ge=1)
+
+    @field_validator("score")
+    @classmethod
+    def _every_score_is_known(cls, value: str | list[str]) -> str | list[str]:
+        try:
+            score_names(value)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @model_validator(mode="after")
     def _a_confidence_is_that_of_a_limit(self) -> SearchSection:
@@ -285,9 +301,10 @@ networks = 10          # random networks to profile; 0: every block of the space
 [search]
 # latency = "1 ms"     # a hard limit: nothing predicted above it is trained
 # confidence = 0.95    # the limit holds for the prediction's upper bound: measurements keep it so often
-score = "naswot"       # how untrained networks are ranked: naswot, zen, macs, params
+score = "combined"     # how untrained networks are ranked; or a score by name, or a list: hwnas score --help
 sampler = "surrogate"  # or any sampler of Optuna by name, e.g. "TPESampler"
 evaluations = 120      # networks to score
+score_batch = 32       # images to score them on
 finalists = 5          # networks to train
 
 [train]

@@ -17,7 +17,8 @@ from hwnas.export.verify import Verification
 from hwnas.latency.measure import Measured
 from hwnas.report.html import write_html
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
-from hwnas.run import Run, score_study, train_study
+from hwnas.run import Run, score_objectives, score_study, train_study
+from hwnas.scored import ranked, scores_of
 from hwnas.search.study import recorded
 from hwnas.space import Arch, IntMatrix, format_arch, parse_arch
 from hwprof.files import write_atomic
@@ -150,10 +151,12 @@ def write_summary(run: Run, rows: Sequence[NetworkRow], warnings: Sequence[str])
 
 
 def _candidates(run: Run) -> Iterator[Candidate]:
-    trained = recorded(train_study(run))
-    scored = recorded(score_study(run))
+    trained, scored = recorded(train_study(run)), recorded(score_study(run))
+    archs, values = ranked(run)
     # A trial's own latency is what was searched, which with a confidence is the upper bound.
-    predicted = run.predictor.predict_ms(np.array(list(scored), dtype=np.int64).reshape(-1, len(run.space.slots)))
-    for (arch, trial), ms in zip(scored.items(), predicted, strict=True):
+    predicted = run.predictor.predict_ms(np.array(archs, dtype=np.int64).reshape(-1, len(run.space.slots)))
+    name = score_objectives(run)[0].name
+    for arch, value, ms in zip(archs, values[:, 0], predicted, strict=True):
         accuracy = trained[arch].values[0] if arch in trained else None
-        yield Candidate(format_arch(arch), {run.recipe.search.score: trial.values[0]}, float(ms), accuracy)
+        scores = {each: one for each, one in scores_of(run, scored[arch]).items() if one is not None}
+        yield Candidate(format_arch(arch), {name: float(value)} | scores, float(ms), accuracy)

@@ -205,7 +205,8 @@ def train_objectives(run: Run) -> tuple[Objective, Objective]:
 
 def score_objectives(run: Run) -> tuple[Objective, Objective]:
     """What untrained networks are compared by."""
-    return Objective(run.recipe.search.score, "", "maximize"), _latency_objective(run)
+    score = run.recipe.search.score
+    return Objective(score if isinstance(score, str) else " + ".join(score), "", "maximize"), _latency_objective(run)
 
 
 def _latency_objective(run: Run) -> Objective:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hwnas.errors import RunError
 from hwnas.run import Run, train_objectives, train_study
+from hwnas.scoring import build_seeded
 from hwnas.search.pareto import nondominated
 from hwnas.search.problem import to_losses
 from hwnas.search.study import failed, recorded
@@ -18,9 +19,7 @@ from hwnas.space import Arch
 
 def build(run: Run, arch: Arch) -> nn.Module:
     """The network with initial weights that follow from the recipe's seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.recipe.seed)
-        return run.space.build(arch)
+    return build_seeded(run.space, arch, run.recipe.seed)
 
 
 def trained_network(run: Run, arch: Arch) -> nn.Module:

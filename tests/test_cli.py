@@ -17,7 +17,7 @@ from hwnas.recipe import load_recipe, parse_recipe
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     *("profile", "validate", "search", "export", "run", "report"),
-    *("new", "devices", "spaces", "import", "merge", "transfer"),
+    *("new", "devices", "spaces", "import", "merge", "transfer", "score"),
 )
 runner = CliRunner()
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"hwnas": ROOT, "hwprof": ROOT / "profilers"}
 
-FOUNDATION = {"errors", "space", "blocks", "trace", "progress", "files", "saved", "validation"}
+FOUNDATION = {"errors", "space", "blocks", "trace", "progress", "files", "saved", "validation", "ranks"}
 MIDDLE = {"search", "supernet", "zeroshot", "train", "latency", "export", "report"}
 BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "graphs", "hwprof"}
 # unit of hwnas -> what it may import, beside itself and the bare package (its version)
@@ -27,17 +27,21 @@ MAY_IMPORT = {
     "export": FOUNDATION | {"spaces", "graphs", "hwprof"},
     "recipe": BELOW_PIPELINE,
     "run": BELOW_PIPELINE | {"recipe"},
-    "results": BELOW_PIPELINE | {"recipe", "run"},
-    "trained": BELOW_PIPELINE | {"recipe", "run"},
+    "results": BELOW_PIPELINE | {"recipe", "run", "scored"},
+    "trained": BELOW_PIPELINE | {"recipe", "run", "scoring"},
     "exporting": BELOW_PIPELINE | {"recipe", "run", "results", "trained"},
     "confirm": BELOW_PIPELINE | {"recipe", "run"},
-    "pipeline": BELOW_PIPELINE | {"recipe", "run", "results", "confirm", "trained", "exporting"},
+    "scoring": BELOW_PIPELINE,
+    "scored": BELOW_PIPELINE | {"recipe", "run", "scoring"},
+    "pipeline": BELOW_PIPELINE | {"recipe", "run", "results", "confirm", "trained", "exporting", "scored"},
     "validating": BELOW_PIPELINE | {"recipe", "run"},
     "testing": BELOW_PIPELINE | {"recipe", "run", "pipeline"},
     "table_commands": BELOW_PIPELINE,
     "transfer_command": BELOW_PIPELINE | {"recipe", "run"},
+    "score_command": BELOW_PIPELINE | {"recipe", "run"},
     "cli": BELOW_PIPELINE
-    | {"recipe", "run", "pipeline", "exporting", "testing", "table_commands", "transfer_command", "validating"},
+    | {"recipe", "run", "pipeline", "exporting", "testing", "validating"}
+    | {"table_commands", "transfer_command", "score_command"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for

@@ -22,6 +22,8 @@ from hwnas.search.problem import Objective
 from hwnas.search.study import open_study, recorded
 from hwnas.spaces import make_space
 from hwnas.testing.runtimes import why_not
+from hwnas.zeroshot import COMBINED
+from hwnas.zeroshot.combine import combine
 from hwprof.table import read_table, write_table
 
 # Small enough for seconds. The limits of refusal are those of every user, so the networks are not the very smallest.
@@ -150,6 +152,45 @@ def test_a_search_that_is_killed_goes_on_to_the_same_front(finished: Path, tmp_p
     assert [(row["arch"], row["valid_accuracy_percent"]) for row in front] == [
         (row.arch, row.valid_accuracy) for row in first.networks
     ]
+
+
+def test_a_zero_shot_search_trains_nothing_and_a_search_goes_on_from_it(finished: Path, tmp_path: Path) -> None:
+    first = RunSummary.from_json((finished / "runs" / "toy" / "summary.json").read_text())
+    (tmp_path / "toy.toml").write_text(with_table(finished))
+    front = json.loads(hwnas(tmp_path, "search", "toy.toml", "--zero-shot", "--json").stdout)
+    run = tmp_path / "runs" / "toy"
+    assert not (run / "weights").exists()
+    assert [one["predicted_ms"] for one in front] == sorted(one["predicted_ms"] for one in front)
+    assert [one["value"] for one in front] == sorted(one["value"] for one in front), "slower only if better"
+    assert front[-1]["place"] == 1
+    assert set(front[0]["scores"]) == set(COMBINED)
+    before = (run / "journal.log").read_bytes()
+    shown = hwnas(tmp_path, "search", "toy.toml", "--zero-shot").stdout
+    assert "12 untrained networks" in shown
+    assert (run / "journal.log").read_bytes() == before, "nothing was scored again"
+    trained = json.loads(hwnas(tmp_path, "search", "toy.toml", "--json").stdout)
+    assert [row["arch"] for row in trained] == [row.arch for row in first.networks]
+
+
+def test_every_candidate_says_what_it_was_ranked_by(finished: Path) -> None:
+    summary = RunSummary.from_json((finished / "runs" / "toy" / "summary.json").read_text())
+    for one in summary.candidates:
+        assert list(one.scores) == ["combined", *COMBINED]
+        assert one.scores["combined"] <= 0
+    scores = np.array([list(one.scores.values()) for one in summary.candidates])
+    assert combine(scores[:, 1:]).tolist() == pytest.approx(scores[:, 0].tolist())
+    assert "Why each network was ranked where it was" in (finished / "runs" / "toy" / "report.html").read_text()
+
+
+def test_a_run_scored_by_others_is_not_ranked_by_these(finished: Path, tmp_path: Path) -> None:
+    text = with_table(finished).replace("[search]", '[search]\nscore = ["naswot", "macs"]')
+    (tmp_path / "toy.toml").write_text(text)
+    front = json.loads(hwnas(tmp_path, "search", "toy.toml", "--zero-shot", "--json").stdout)
+    assert set(front[0]["scores"]) == {"naswot", "macs"}
+    journal = tmp_path / "runs" / "toy" / "journal.log"
+    journal.write_text(journal.read_text().replace('"naswot"', '"nwot"'))
+    message = " ".join(hwnas(tmp_path, "search", "toy.toml", "--zero-shot", code=1).stderr.split())
+    assert "was scored by nwot, macs, the recipe asks for naswot, macs" in message
 
 
 def test_an_infeasible_limit_says_what_is_attainable(finished: Path, tmp_path: Path) -> None:

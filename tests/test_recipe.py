@@ -40,6 +40,8 @@ def test_other_times_are_refused(value: object) -> None:
         (MINIMAL + '[search]\nlatancy = "1 ms"', ["search.latancy = '1 ms'", "did you mean latency?"]),
         (MINIMAL + '[search]\nlatency = "1 km"', ["search.latency = '1 km'", "'km' is not a time", "us, ms or s"]),
         (MINIMAL + "[search]\nlatency = 1.5", ["search.latency = 1.5", "with its unit"]),
+        (MINIMAL + '[search]\nscore = "nasswot"', ["search.score = 'nasswot'", "did you mean 'naswot'?"]),
+        (MINIMAL + '[search]\nscore = ["zen", "zen"]', ["each once"]),
         (MINIMAL + "[search]\nevaluations = 2", ["search.evaluations = 2", "greater than or equal to 8"]),
         (MINIMAL + '[train]\nepochs = "3"', ["train.epochs = '3'", "integer"]),
         (MINIMAL + "[train]\nepochs = true", ["train.epochs = True", "integer"]),

@@ -11,12 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from hwnas import pipeline
+from hwnas import pipeline, scoring
 from hwnas.errors import RecipeError
-from hwnas.recipe import TrainSection
+from hwnas.recipe import SearchSection, TrainSection
+from hwnas.scored import scoring_of
+from hwnas.spaces import make_space
 from hwnas.train.data import load_data
 from hwnas.train.loop import TrainResult
 from hwnas.zeroshot import ScoreResult
+
+SPACE = {
+    "resolutions": [8], "depths": [1, 2], "stage_widths": [8], "stage_strides": [1], "se": [False],
+    "activations": ["relu"], "in_channels": 1, "num_classes": 10,
+}  # fmt: skip
 
 
 class Network(nn.Module):
@@ -48,11 +55,11 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 def run_of(device: str, folder: Path) -> Any:
     return SimpleNamespace(
         recipe=SimpleNamespace(
-            seed=0, search=SimpleNamespace(score="naswot", score_batch=4), train=TrainSection(device=device)
+            seed=0, search=SearchSection(score="naswot", score_batch=4), train=TrainSection(device=device)
         ),
         folder=folder,
         data=load_data("digits"),
-        space=SimpleNamespace(input_shape=lambda arch: (1, 8, 8)),
+        space=make_space("mobilenetv3", SPACE),
         predictor=SimpleNamespace(predict_ms=lambda archs: np.ones(1)),
         searched_ms=lambda archs: np.ones(1),
         progress=lambda *_: None,
@@ -82,13 +89,14 @@ def test_training_is_where_the_recipe_says_and_weights_are_saved_from_the_cpu(
 
 
 def test_scores_are_where_the_recipe_says(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scores(names: list[str], module: Any, images: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
+    def scores(names: tuple[str, ...], module: Any, images: torch.Tensor, labels: torch.Tensor, seed: int) -> Any:
         assert images.shape == (4, 1, 8, 8)
         assert {images.device, labels.device} == {torch.device("cpu")}
         return {names[0]: ScoreResult(1.0, None, 0.1)}
 
-    monkeypatch.setattr(pipeline, "compute_scores", scores)
-    pipeline._score(run_of("cpu", tmp_path), None, (0,), None)
+    monkeypatch.setattr(scoring, "compute_scores", scores)
+    monkeypatch.setattr(scoring, "build_seeded", lambda space, arch, seed: network)
+    scoring_of(run_of("cpu", tmp_path)).score((0,) * 11)
     assert network.went == ["cpu"]
 
 

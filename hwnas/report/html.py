@@ -10,6 +10,7 @@ from hwnas.report.document import bounds, cell, document, heading, network_name,
 from hwnas.report.figures import agreement_figure, front_figure, score_figures
 from hwnas.report.markup import Markup, facts, join, tag
 from hwnas.report.plots import Figure
+from hwnas.report.ranking import ranking_table
 from hwnas.report.summary import LATENCY_LIMIT, NetworkRow, RunSummary
 from hwnas.report.wording import (
     NOTHING,
@@ -86,7 +87,7 @@ def _body(summary: RunSummary, figures: dict[str, Figure]) -> Iterator[Markup]:
         about = f"{name} of {len(summary.candidates)} architectures against predicted latency."
         plots.append(plot(f"score-{number}", about, f"{name} of every architecture that was scored."))
     if plots:
-        yield tag("section", tag("h2", "Scores"), tag("div", *plots, class_="pair small"))
+        yield tag("section", tag("h2", "Scores"), ranking_table(summary), tag("div", *plots, class_="pair small"))
     yield tag("section", tag("h2", "How it came about"), *_provenance(summary))
     yield Markup("</main>")
     yield tag("footer", f"Written by hwnas {summary.version}. This page requests nothing from any network.")

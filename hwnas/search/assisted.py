@@ -4,6 +4,9 @@ The first half of the evaluations goes to random architectures within the limits
 score on the architecture (`surrogate.py`) and the latency predictor are searched together by NSGA-II (`inner.py`), and
 the most spread of the front's unscored members are scored next.
 
+Scores of which only the order counts, or the orders of several, are ranked among all that has been scored so far, anew
+in each round.
+
 Every step follows from the seed and from scores already known. So a run that was cut off is simply run again: with the
 recorded scores at hand it takes the same path, and only what is missing is computed.
 """
@@ -19,9 +22,10 @@ from hwnas.search.inner import nsga2, select_spread
 from hwnas.search.pareto import nondominated_ranks
 from hwnas.search.problem import FloatMatrix, FloatVector, Objective, to_losses, violations
 from hwnas.search.surrogate import ScoreModel
-from hwnas.space import Arch, IntMatrix, SearchSpace, unique_archs
+from hwnas.space import IntMatrix, SearchSpace, unique_archs
 
-Score = Callable[[Arch], float | None]
+Evaluate = Callable[[IntMatrix], FloatMatrix]
+Rank = Callable[[FloatMatrix], FloatVector]
 Latency = Callable[[IntMatrix], FloatVector]
 
 ROUNDS = 4
@@ -29,44 +33,40 @@ ROUNDS = 4
 _MIXES = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 
+def first_score(scores: FloatMatrix) -> FloatVector:
+    """(n, k) -> (n,): the first score as it is."""
+    found: FloatVector = scores[:, 0]
+    return found
+
+
 def assisted_search(
     space: SearchSpace,
-    score: Score,
+    evaluate: Evaluate,
     latency: Latency,
     objectives: tuple[Objective, Objective],
     *,
     evaluations: int,
     seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    rank: Rank = first_score,
 ) -> IntMatrix:
     """(n, slots): the distinct architectures scored, at most `evaluations`, in the order of scoring.
 
-    `score` gives a value or None (undefined, ranks last); `latency` maps (n, slots) to ms, which both `objectives`
-    (score, latency) and their limits refer to. Raises InfeasibleError if no architecture keeps the limits.
+    `evaluate` maps (n, slots) to (n, k) scores, NaN where undefined; `rank` maps the scores of all architectures so far
+    to the (n,) values that are searched. `latency` maps (n, slots) to ms. To these and the values `objectives` (score,
+    latency) and their limits refer. Raises InfeasibleError if no architecture keeps the limits.
     """
     rng = np.random.default_rng(seed)
-    first = feasible_sample(space, latency, objectives[1], max(evaluations // 2, 5), rng)
-    archs = np.empty((0, len(space.slots)), dtype=np.int64)
-    scores: list[float] = []
-
-    def evaluate(more: IntMatrix) -> None:
-        nonlocal archs
-        for row in more:
-            value = score(tuple(int(index) for index in row))
-            scores.append(np.nan if value is None else value)
-            archs = np.concatenate([archs, row[None]])
-            progress(len(archs), evaluations)
-
-    evaluate(first[:evaluations])
+    archs = feasible_sample(space, latency, objectives[1], max(evaluations // 2, 5), rng)[:evaluations]
+    scores = evaluate(archs)
     for done in range(ROUNDS):
         wanted = (evaluations - len(archs)) // (ROUNDS - done)
         if wanted < 1:
             continue
-        found = _proposals(space, archs, np.array(scores), latency, objectives, seed + done + 1)
+        found = _proposals(space, archs, rank(scores), latency, objectives, seed + done + 1)
         if len(found) == 0:
             break
-        proposed = np.stack([latency(found), np.arange(len(found))], axis=1)[:, :1]
-        evaluate(found[select_spread(proposed, wanted)])
+        more = found[select_spread(latency(found)[:, None], wanted)]
+        archs, scores = np.concatenate([archs, more]), np.concatenate([scores, evaluate(more)])
     return archs
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwnas.errors import PredictorError
+from hwnas.ranks import average_ranks
 from hwnas.search.problem import FloatMatrix, FloatVector
 from hwnas.space import IntMatrix, SearchSpace, format_arch
 
@@ -124,14 +125,7 @@ def _ridge(design: FloatMatrix, target: FloatVector) -> tuple[FloatVector, float
 
 
 def _spearman(a: FloatVector, b: FloatVector) -> float:
-    ranks = [_average_ranks(values) for values in (a, b)]
+    ranks = [average_ranks(values) for values in (a, b)]
     if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _average_ranks(values: FloatVector) -> FloatVector:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: FloatVector = (last - (counts - 1) / 2)[inverse]
-    return ranks

@@ -12,7 +12,7 @@ import difflib
 import importlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,10 @@ SCORES = {
     "layers": "hwnas.zeroshot.size:layers",
 }
 
+# What networks are ranked by unless a recipe says otherwise: the mean of the logarithms of their ranks in these.
+# Measured in benchmarks/zero_shot.py: none of them alone ranks as well, on cells or on mobile networks.
+COMBINED = ("expressivity", "trainability", "synflow", "naswot")
+
 
 class DegenerateNetworkError(HwnasError, ValueError):
     """A score is not defined for this network on this batch; the message is the reason."""
@@ -65,12 +69,27 @@ class ScoreResult:
     seconds: float
 
 
+def score_names(score: str | Sequence[str]) -> tuple[str, ...]:
+    """The scores that a recipe's `score` stands for: "combined", a name, or several names to be combined.
+
+    Raises RecipeError on an unknown or repeated name, or none.
+    """
+    if score == "combined":
+        return COMBINED
+    names = (score,) if isinstance(score, str) else tuple(score)
+    for name in names:
+        if name not in SCORES:
+            close = difflib.get_close_matches(name, SCORES, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise RecipeError(f"no zero-shot score is called {name!r}; {hint}the scores: combined, {', '.join(SCORES)}")
+    if not names or len(set(names)) < len(names):
+        raise RecipeError(f"scores to combine are at least one, each once; got {list(names)}")
+    return names
+
+
 def load_score(name: str) -> Score:
-    """The function behind a name. Raises RecipeError on an unknown name."""
-    if name not in SCORES:
-        close = difflib.get_close_matches(name, SCORES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise RecipeError(f"no zero-shot score is called {name!r}; {hint}the scores: {', '.join(SCORES)}")
+    """The function behind a name of SCORES. Raises RecipeError on an unknown name."""
+    (name,) = score_names([name])
     module, function = SCORES[name].split(":")
     score: Score = getattr(importlib.import_module(module), function)
     return score

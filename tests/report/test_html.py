@@ -114,7 +114,7 @@ def test_figures_and_tables_are_described(summary: RunSummary) -> None:
     assert len(plots) == 4
     assert all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
     names = [name for name, _ in elements]
-    assert names.count("table") == names.count("caption") == 5
+    assert names.count("table") == names.count("caption") == 6
     assert all(attributes.get("scope") for name, attributes in elements if name == "th")
 
 

@@ -98,7 +98,8 @@ def keeps_norm(singular_value: float) -> float:
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """-1 or 1 in the shape, type and place of a tensor."""
-    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like.device, like.dtype)
+    drawn = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
+    return (drawn * 2 - 1).to(like.device, like.dtype)
 
 
 def _largest_singular_value(back: Tensor, vector: Tensor) -> float:
@@ -107,11 +108,11 @@ def _largest_singular_value(back: Tensor, vector: Tensor) -> float:
     Where the block halves the map, the pixels that fall on one count as channels.
     """
     h, w = vector.shape[-2:]
-    stride = max(-(-back.shape[-2] // h), -(-back.shape[-1] // w))
-    back = F.pad(back, (0, w * stride - back.shape[-1], 0, h * stride - back.shape[-2]))
-    if stride > 1:
-        back = F.pixel_unshuffle(back, stride)
-    inner, outer = (tensor.transpose(0, 1).flatten(1) for tensor in (back, vector))
+    down, right = -(-back.shape[-2] // h), -(-back.shape[-1] // w)
+    back = F.pad(back, (0, w * right - back.shape[-1], 0, h * down - back.shape[-2]))
+    pixels = back.reshape(*back.shape[:2], h, down, w, right)
+    inner = pixels.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flatten(1)
+    outer = vector.transpose(0, 1).flatten(1)
     matrix = inner @ outer.T / outer.shape[1]
     if not bool(matrix.isfinite().all()):
         raise DegenerateNetworkError("the Jacobian of a block holds NaN or infinity")

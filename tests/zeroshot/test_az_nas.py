@@ -146,7 +146,10 @@ def test_trainability_sees_the_largest_singular_value():
     assert found == pytest.approx(keeps_norm(largest), abs=0.02)  # the mean of v v' is 1 within 1 / sqrt(16384)
 
 
-@pytest.mark.parametrize(("height", "width", "stride"), [(8, 8, 2), (7, 5, 2), (9, 8, 3), (5, 5, 3), (3, 3, 2)])
+@pytest.mark.parametrize(
+    ("height", "width", "stride"),
+    [(8, 8, 2), (7, 5, 2), (9, 8, 3), (5, 5, 3), (3, 3, 2), (1, 9, 2), (8, 6, (2, 1)), (6, 9, (1, 3))],
+)
 @pytest.mark.parametrize("weight", [1.0, 2.0])
 def test_strides_and_sizes_that_are_no_multiples(height, width, stride, weight):
     """A block that copies every stride-th pixel has the singular value of its weight, whatever is cut off."""

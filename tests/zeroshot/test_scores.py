@@ -24,6 +24,15 @@ def test_a_result_depends_on_the_seed_only(tinynet, images, labels):
     assert compute_scores(["zen"], net, images, seed=4)["zen"].value != every["zen"].value
 
 
+def test_tensors_are_made_where_the_network_is(tinynet, images, labels):
+    """Whatever the default device: on the one named here, tensors have no values."""
+    net = tinynet()
+    expected = compute_scores(SCORES, net, images, labels)
+    with torch.device("meta"):
+        found = compute_scores(SCORES, net, images, labels)
+    assert {name: result.value for name, result in found.items()} == {n: r.value for n, r in expected.items()}
+
+
 def test_degenerate_is_a_reason_beside_values(tinynet, images):
     results = compute_scores(SCORES, tinynet(), images[[0, 0]])
     assert results["naswot"].value is None
@@ -77,6 +86,7 @@ def test_vision_transformer(head):
     assert set(reasons) - {"synflow", "jacob_cov"} == {"expressivity", "progressivity", "trainability", "vkdnw"}
     assert ("is dead" in reasons.get("synflow", "")) == ("is constant" in reasons.get("jacob_cov", ""))
     assert ("synflow" in reasons) == (head == "zeros")
+    assert head == "drawn" or "add up to 0.0" in reasons["synflow"]
     assert "1 blocks with feature maps" in reasons["expressivity"]
     assert "no batch of 4 images" in reasons["vkdnw"]
 

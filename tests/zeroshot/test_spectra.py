@@ -114,13 +114,19 @@ def test_least_eigenvalue_is_that_of_numpy():
     [
         torch.randn(4, 4, generator=generator(1), device="cpu"),  # not more pixels than channels
         torch.randn(7, 1, generator=generator(2), device="cpu"),
-        torch.stack([torch.arange(9.0), torch.full((9,), 0.1)]),  # whose mean is not exactly 0.1
         torch.stack([torch.arange(9.0), torch.zeros(9)]),
-        torch.stack([torch.arange(9.0), 1 - torch.arange(9.0)]),
+        torch.stack([torch.arange(9.0).double(), torch.full((9,), 0.1).double()]),
+        torch.stack([torch.arange(9).double(), torch.full((9,), 0.1, dtype=torch.float64)]),  # whose mean is not 0.1
     ],
 )
-def test_redundant_channels_count_nothing(channels):
-    assert least_eigenvalue(channels) == pytest.approx(0, abs=1e-12)
+def test_constant_or_too_many_channels_count_nothing_at_all(channels):
+    assert least_eigenvalue(channels) == 0
+
+
+def test_channels_that_depend_on_each_other_count_nothing():
+    channels = torch.randn(3, 9, generator=generator(3), device="cpu")
+    channels[2] = channels[0] - 2 * channels[1] + 3
+    assert least_eigenvalue(channels) == pytest.approx(0, abs=1e-7)
 
 
 def test_channels_of_linear_layers_come_last():

@@ -128,7 +128,8 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     if len(pairs) > 2:
         # The difference of two trainings has twice the variance of one.
         noise = (statistics.fmean((one - other) ** 2 for one, other in pairs) / 2) ** 0.5
-        yield f"another seed ({len(pairs)} networks): {agreement(*zip(*pairs, strict=True))}; noise of one seed {noise:.2f}"
+        same = agreement(*zip(*pairs, strict=True))
+        yield f"another seed ({len(pairs)} networks): {same}; noise of one seed {noise:.2f}"
 
 
 def agreement(one: Iterable[float], other: Iterable[float]) -> str:

@@ -231,13 +231,14 @@ def search(
 def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
     """Print the front of untrained networks."""
     from hwnas.pipeline import score_stage
-    from hwnas.report.wording import NOTHING
+    from hwnas.report.wording import NOTHING, silent_scores
     from hwnas.run import score_objectives, score_study
+    from hwnas.scored import without_vote
     from hwnas.search.study import recorded
     from hwnas.space import format_arch
 
     with _run(recipe, fresh) as run:
-        front = score_stage(run)
+        front, silent = score_stage(run), without_vote(run)
         scored = len(recorded(score_study(run)))
         score = score_objectives(run)[0].name
         names = {one.arch: run.network_name(one.arch) for one in front}
@@ -254,6 +255,8 @@ def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
         shown = [NOTHING if value is None else f"{value:.4g}" for value in one.scores.values()]
         table.add_row(names[one.arch], f"{one.predicted_ms:.3g}", f"{one.value:.3g} ({one.place})", *shown)
     out.print(table)
+    if silent:
+        out.print(silent_scores(silent), soft_wrap=True)
     out.print(f"next, to train some of them: hwnas search {recipe}", soft_wrap=True)
 
 

@@ -129,9 +129,10 @@ class ProfileSection(_Section):
 class SearchSection(_Section):
     """[search]: what is searched for, and how long.
 
-    `score`: "combined", a score's name, or several to be combined. Networks are scored on `score_batch` images, the
-    largest of the space at `score_resolution` pixels, unless it is smaller, the others in proportion; in `workers`
-    processes (None: as many as there are cores, if it takes long enough). None of it changes what is trained.
+    `score`: "combined", a score's name, or several to be combined. Scores are means over `score_draws` of the initial
+    weights, each on `score_batch` images. The largest networks of the space are scored at `score_resolution` pixels,
+    unless they are smaller, the others in proportion; in `workers` processes (None: as many as there are cores, if it
+    takes long enough). None of it changes how networks are trained.
 
     With a `confidence` the latency limit holds for the upper bound of a prediction: a measurement keeps it with that
     probability.
@@ -143,7 +144,8 @@ class SearchSection(_Section):
     sampler: str = "surrogate"
     evaluations: int = Field(default=120, ge=8)
     finalists: int = Field(default=5, ge=1)
-    score_batch: int = Field(default=32, ge=2)
+    score_batch: int = Field(default=16, ge=2)
+    score_draws: int = Field(default=3, ge=1)
     score_resolution: int = Field(default=64, ge=8)
     workers: int | None = Field(default=None, ge=1)
 
@@ -304,7 +306,8 @@ networks = 10          # random networks to profile; 0: every block of the space
 score = "combined"     # how untrained networks are ranked; or a score by name, or a list: hwnas score --help
 sampler = "surrogate"  # or any sampler of Optuna by name, e.g. "TPESampler"
 evaluations = 120      # networks to score
-score_batch = 32       # images to score them on
+score_batch = 16       # images to score each on
+score_draws = 3        # of initial weights; scores are means over them
 finalists = 5          # networks to train
 
 [train]

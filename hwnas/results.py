@@ -18,7 +18,7 @@ from hwnas.latency.measure import Measured
 from hwnas.report.html import write_html
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
 from hwnas.run import Run, score_objectives, score_study, train_study
-from hwnas.scored import ranked, scores_of
+from hwnas.scored import ranked, scores_of, without_vote
 from hwnas.search.study import recorded
 from hwnas.space import Arch, IntMatrix, format_arch, parse_arch
 from hwprof.files import write_atomic
@@ -133,6 +133,7 @@ def write_summary(run: Run, rows: Sequence[NetworkRow], warnings: Sequence[str])
         limits={} if limit is None else {LATENCY_LIMIT: limit},
         networks=tuple(rows),
         candidates=tuple(_candidates(run)),
+        without_vote=without_vote(run),
         table=TableFacts(
             path=str(run.table_path),
             rows=len(run.table.rows),

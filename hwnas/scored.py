@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from hwnas.errors import PredictorError, RunError
+from hwnas.errors import DataError, PredictorError, RunError
 from hwnas.ranks import places
 from hwnas.run import SURROGATE, Run, score_objectives, score_study
 from hwnas.scoring import Scorers, Scoring
@@ -25,7 +25,7 @@ from hwnas.search.study import ask_arch, failed, record_failure, record_trial, r
 from hwnas.space import Arch, IntMatrix, rows_of
 from hwnas.train.device import training_device
 from hwnas.zeroshot import ScoreResult, score_names
-from hwnas.zeroshot.combine import combine
+from hwnas.zeroshot.combine import agreements, combine, votes
 
 SCORES, REASONS = "scores", "reasons"  # user attributes: name -> value, and name -> why there is none
 
@@ -33,7 +33,10 @@ SCORES, REASONS = "scores", "reasons"  # user attributes: name -> value, and nam
 def scoring_of(run: Run) -> Scoring:
     """How the architectures of a run are scored."""
     section, data = run.recipe.search, run.data
-    count = min(section.score_batch, len(data.x_train))
+    draws = section.score_draws
+    count = min(section.score_batch * draws, len(data.x_train))
+    if count < 2 * draws:
+        raise DataError(f"{draws} draws of scores need {2 * draws} training images at least, {data.name} has {count}")
     return Scoring(
         names=score_names(section.score),
         space_name=run.space.name,
@@ -44,6 +47,7 @@ def scoring_of(run: Run) -> Scoring:
         std=data.std,
         resolution=section.score_resolution,
         seed=run.recipe.seed,
+        draws=draws,
         device=str(training_device(run.recipe.train.device)),
     )
 
@@ -126,6 +130,14 @@ def scored_front(run: Run) -> list[ScoredNetwork]:
         )
         for n in front[np.argsort(values[front, 1])].tolist()
     ]
+
+
+def without_vote(run: Run) -> dict[str, float]:
+    """The scores that are not combined since they disagree with the others, each with its agreement."""
+    trials = recorded(score_study(run))
+    scores = _matrix(run, trials, list(trials))
+    found = zip(score_names(run.recipe.search.score), votes(scores), agreements(scores), strict=True)
+    return {name: round(float(agreement), 3) for name, voted, agreement in found if not voted}
 
 
 def scores_of(run: Run, trial: optuna.trial.FrozenTrial) -> dict[str, float | None]:

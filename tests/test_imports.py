@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "transfer_command": BELOW_PIPELINE | {"recipe", "run"},
     "score_command": BELOW_PIPELINE | {"recipe", "run"},
     "cli": BELOW_PIPELINE
-    | {"recipe", "run", "pipeline", "exporting", "testing", "validating"}
+    | {"recipe", "run", "scored", "pipeline", "exporting", "testing", "validating"}
     | {"table_commands", "transfer_command", "score_command"},
     "__main__": {"cli"},
 }

@@ -55,7 +55,9 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 def run_of(device: str, folder: Path) -> Any:
     return SimpleNamespace(
         recipe=SimpleNamespace(
-            seed=0, search=SearchSection(score="naswot", score_batch=4), train=TrainSection(device=device)
+            seed=0,
+            search=SearchSection(score="naswot", score_batch=4, score_draws=1),
+            train=TrainSection(device=device),
         ),
         folder=folder,
         data=load_data("digits"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from hwnas import scoring as scoring_module
 from hwnas.errors import RunError
-from hwnas.scoring import Scorers, Scoring
+from hwnas.scoring import Scorers, Scoring, mean_result
 from hwnas.space import Arch, rows_of
 from hwnas.zeroshot import ScoreResult
 
@@ -75,6 +76,34 @@ def test_numbers_do_not_depend_on_the_number_of_threads(scoring: Scoring) -> Non
         assert values(scoring.score(arch)) == two
     finally:
         torch.set_num_threads(before)
+
+
+def test_draws_are_other_weights_on_other_images_and_scores_their_mean(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (arch,) = some_archs(scoring, 1)
+    alone = values(scoring.score(arch))
+    seen: list[tuple[float, torch.Tensor]] = []
+    compute_scores = scoring_module.compute_scores
+
+    def remembered(names: tuple[str, ...], module: torch.nn.Module, images: torch.Tensor, *rest: Any, **more: Any):
+        seen.append((float(next(module.parameters()).detach().sum()), images))
+        return compute_scores(names, module, images, *rest, **more)
+
+    monkeypatch.setattr(scoring_module, "compute_scores", remembered)
+    found = replace(scoring, draws=2).score(arch)
+    (one, first), (other, second) = seen
+    assert one != other
+    assert not torch.equal(first, second)
+    assert len(first) == len(second) == 4
+    assert values(found) != alone
+
+
+def test_a_score_is_the_mean_of_what_is_defined() -> None:
+    one, other = ScoreResult(1.0, None, 0.25), ScoreResult(4.0, None, 0.5)
+    dead = ScoreResult(None, "dead", 1.0)
+    assert mean_result([one, dead, other]) == ScoreResult(2.5, None, 1.75)
+    assert mean_result([dead, dead]) == ScoreResult(None, "dead", 2.0)
 
 
 def test_images_shrink_in_proportion(scoring: Scoring) -> None:

@@ -10,7 +10,7 @@ from hwnas.ranks import places
 from hwnas.report.document import cell, sorting_table
 from hwnas.report.markup import Markup, tag
 from hwnas.report.summary import Candidate, RunSummary
-from hwnas.report.wording import NOTHING, significant
+from hwnas.report.wording import NOTHING, significant, silent_scores
 
 
 def score_places(candidates: tuple[Candidate, ...]) -> dict[str, list[int]]:
@@ -28,6 +28,7 @@ def ranking_table(summary: RunSummary) -> Markup:
     if not found:
         return Markup()
     names, n = list(found), len(summary.candidates)
+    voting = [name for name in names[1:] if name not in summary.without_vote]
     trained = {row.arch: row.name for row in summary.networks}
     columns = [("Architecture", ""), *((name, "number") for name in names)]
     columns += [("Held back by", "")] if len(names) > 2 else []
@@ -41,7 +42,7 @@ def ranking_table(summary: RunSummary) -> Markup:
             place = tag("small", f"{found[name][row]} of {n}")
             yield cell(value, significant(value, 4), place)
         if len(names) > 2:
-            worst = max(names[1:], key=lambda name: found[name][row])
+            worst = max(voting, key=lambda name: found[name][row])
             yield tag("td", worst)
         yield cell(one.predicted_ms, significant(one.predicted_ms))
         accuracy = one.valid_accuracy
@@ -51,6 +52,8 @@ def ranking_table(summary: RunSummary) -> Markup:
     rows = [tag("tr", *cells(row, summary.candidates[row])) for row in order]
     what = f"{n} scored architectures, ranked by {names[0]}"
     if len(names) > 2:
-        what += f": the mean logarithm of the ranks in {', '.join(names[1:])}"
+        what += f": the mean logarithm of the ranks in {', '.join(voting)}"
     table = sorting_table(what, columns, rows)
-    return tag("details", tag("summary", "Why each network was ranked where it was"), table)
+    silent = silent_scores(summary.without_vote)
+    note = tag("p", silent, class_="muted") if silent else Markup()
+    return tag("details", tag("summary", "Why each network was ranked where it was"), note, table)

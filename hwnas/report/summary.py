@@ -97,6 +97,7 @@ class TableFacts:
 class RunSummary:
     """A whole run: `target` is the fingerprint of the device, `limits` the recipe's (latency under LATENCY_LIMIT).
 
+    `without_vote` has the scores that were not combined, as they disagree with the others: name and agreement.
     `created` is an ISO 8601 time, `seconds` the wall time by stage, `recipe` the TOML text that was run.
     """
 
@@ -108,6 +109,7 @@ class RunSummary:
     limits: dict[str, float]
     networks: tuple[NetworkRow, ...]
     candidates: tuple[Candidate, ...]
+    without_vote: dict[str, float]
     table: TableFacts
     seconds: dict[str, float]
     recipe: str

@@ -120,3 +120,11 @@ def verdict(summary: RunSummary) -> str:
     if summary.table.noise_floor is not None:
         parts.append(f"noise floor {share(summary.table.noise_floor)}")
     return ", ".join(parts) + "."
+
+
+def silent_scores(without_vote: Mapping[str, float]) -> str:
+    """What to say of scores that were not combined; nothing if all were."""
+    if not without_vote:
+        return ""
+    named = ", ".join(f"{name} ({agreement:+.2f})" for name, agreement in without_vote.items())
+    return f"Without a vote, since on these networks they disagree with the other scores (correlation): {named}."

@@ -1,8 +1,9 @@
 """Scores of untrained networks: what can be said about an architecture after a few forward passes.
 
 A score is a function `(probe) -> float`, higher is better, of a network and a batch (`probe.py`), that leaves the
-module exactly as it was. Passes over the network that several scores need are made once. What a score cannot say about
-a network (a dead one, say) is a reason, and never a NaN or an infinity.
+module exactly as it was. One forward serves all scores that need no more of it than to see it (`forward.py`); other
+passes that several scores need are made once too. What a score cannot say about a network (a dead one, say) is a
+reason, and never a NaN or an infinity.
 `params` and `macs` are the baselines that every table of scores should carry: many scores do not beat them.
 """
 
@@ -14,13 +15,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hwnas.errors import DataError, HwnasError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hwnas.zeroshot.forward import Observer
     from hwnas.zeroshot.probe import Probe
 
 # name -> where its function is; imported when asked for, so that this package can be imported without torch
@@ -50,7 +52,7 @@ SCORES = {
 
 # What networks are ranked by unless a recipe says otherwise: the mean of the logarithms of their ranks in these.
 # Measured in benchmarks/zero_shot.py: none of them alone ranks as well, on cells or on mobile networks.
-COMBINED = ("expressivity", "trainability", "synflow", "naswot")
+COMBINED = ("macs", "progressivity", "near", "swap", "meco", "jacob_cov")
 
 
 class DegenerateNetworkError(HwnasError, ValueError):
@@ -95,6 +97,13 @@ def load_score(name: str) -> Score:
     return score
 
 
+def observers_of(name: str) -> tuple[type[Observer[Any]], ...]:
+    """What the score asks its probe for by `seen`: OBSERVERS of its file, if it has them."""
+    found: tuple[type[Observer[Any]], ...]
+    found = getattr(importlib.import_module(SCORES[name].partition(":")[0]), "OBSERVERS", ())
+    return found
+
+
 def compute_scores(
     names: Iterable[str], module: nn.Module, images: Tensor, labels: Tensor | None = None, seed: int = 0
 ) -> dict[str, ScoreResult]:
@@ -110,7 +119,7 @@ def compute_scores(
         raise DataError(f"scores need (n, c, h, w) float images, got {images.dtype} of shape {tuple(images.shape)}")
     if not bool(images.isfinite().all()):
         raise DataError("the images hold NaN or infinity: check how they are normalised")
-    probe = Probe(module, images, labels, seed)
+    probe = Probe(module, images, labels, seed, [observer for name in scores for observer in observers_of(name)])
     results = {}
     for name, score in scores.items():
         start = time.perf_counter()

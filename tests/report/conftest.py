@@ -95,6 +95,7 @@ def make_summary(**changes: Any) -> RunSummary:
         limits={"latency_ms": 1.45},
         networks=tuple(networks),
         candidates=(*others, *front),
+        without_vote={},
         table=TableFacts("latency_tables/example.csv", 412, 10, 0.019, 0.041, 0.017),
         seconds={"profile": 31.4, "search": 125.2, "export": 48.0},
         recipe='[search]\nsampler = "nsga2"\ntrials = 64\n',

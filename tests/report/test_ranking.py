@@ -31,6 +31,14 @@ def test_the_table_names_the_score_that_held_a_network_back(summary: RunSummary)
     assert "2 of 2" in table
 
 
+def test_a_score_without_a_vote_holds_nobody_back_and_is_said(summary: RunSummary) -> None:
+    scored = candidates({"combined": 0.0, "a": 2.0, "b": 2.0, "zen": 1.0}, {"combined": -0.7, "a": 1.0, "b": 1.0})
+    table = ranking_table(replace(summary, candidates=scored, without_vote={"zen": -0.25}))
+    assert "zen (-0.25)" in table
+    assert "ranks in a, b (" in table
+    assert "<td>zen</td>" not in table
+
+
 def test_one_score_needs_no_explanation_of_several(summary: RunSummary) -> None:
     table = ranking_table(replace(summary, candidates=candidates({"naswot": 1.0}, {"naswot": 2.0})))
     assert "Held back by" not in table

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as matrices
 
-from hwnas.zeroshot.combine import combine
+from hwnas.zeroshot.combine import LEAST_NETWORKS, agreements, combine, votes
 
 NAN = math.nan
 
@@ -58,6 +58,38 @@ def test_the_best_in_everything_has_0():
 
 def test_no_networks():
     assert combine(np.empty((0, 3))).shape == (0,)
+
+
+def opinions(n, *weights):
+    """Scores of n networks: each a weight times the same truth, and noise."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal(n)
+    return np.stack([weight * truth + rng.standard_normal(n) for weight in weights], axis=1)
+
+
+def test_what_disagrees_with_the_others_does_not_vote():
+    scores = opinions(200, 3.0, 2.0, 3.0, 0.0, -2.0)
+    assert votes(scores).tolist() == [True, True, True, False, False]
+    found = agreements(scores)
+    assert found[0] > found[1] > 0.5
+    assert abs(found[3]) < 0.2
+    assert found[4] < -0.5
+    np.testing.assert_array_equal(combine(scores), combine(scores[:, :3]))
+
+
+def test_all_vote_where_agreement_cannot_be_told():
+    scores = opinions(LEAST_NETWORKS, 3.0, 2.0, 3.0, -2.0)
+    assert not votes(scores).all()
+    assert votes(scores[:-1]).all()
+    assert votes(scores[:, 2:]).all(), "of two that disagree, neither is known to be wrong"
+    assert votes(np.random.default_rng(0).standard_normal((500, 3))).all(), "none agreed with any"
+
+
+def test_a_constant_agrees_with_nothing():
+    scores = np.column_stack([opinions(50, 3.0, 3.0), np.ones(50), np.full(50, NAN)])
+    assert agreements(scores)[2:].tolist() == [0, 0]
+    assert votes(scores).tolist() == [True, True, False, False]
+    assert agreements(np.ones((20, 3))).tolist() == [0, 0, 0]
 
 
 NUMBERS = st.one_of(st.integers(-4, 4).map(float), st.just(NAN))

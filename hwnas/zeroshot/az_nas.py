@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hwnas.zeroshot import DegenerateNetworkError
-from hwnas.zeroshot.preserved import preserved, refuse_single_values, use_batch_statistics
+from hwnas.zeroshot.forward import Observer
 from hwnas.zeroshot.probe import Probe
-from hwnas.zeroshot.stages import block_features
+from hwnas.zeroshot.stages import BlockFeatures
 
 _EPSILON = 1e-6
 
@@ -36,32 +37,38 @@ class Blocks:
 
 def expressivity(probe: Probe) -> float:
     """Sum over blocks of the entropy of the eigenvalues of the feature covariance (equations 1 to 3)."""
-    return sum(probe.shared(blocks).entropies)
+    return sum(probe.seen(BlockStatistics).entropies)
 
 
 def progressivity(probe: Probe) -> float:
     """The smallest increase of that entropy from a block to the next (equation 4)."""
-    return min(after - before for before, after in pairwise(probe.shared(blocks).entropies))
+    return min(after - before for before, after in pairwise(probe.seen(BlockStatistics).entropies))
 
 
 def trainability(probe: Probe) -> float:
     """Mean over blocks of -s - 1/s + 2, s the largest singular value of the block's Jacobian (equations 5 to 9)."""
-    found = probe.shared(blocks).trainabilities
+    found = probe.seen(BlockStatistics).trainabilities
     return sum(found) / len(found)
 
 
-def blocks(probe: Probe) -> Blocks:
-    """One forward, and one backward from every block to the one before. Raises DegenerateNetworkError if it is dead."""
-    generator = probe.generator()
-    with preserved(probe.module) as hooks, torch.enable_grad():
-        use_batch_statistics(probe.module)
-        hooks += refuse_single_values(probe.module)
-        for parameter in probe.module.parameters():
-            parameter.requires_grad_(False)  # only gradients of features are wanted
-        images = probe.images.detach().requires_grad_()
-        features = block_features(probe.module, images.clone())  # the first layer may work in place
-        signs = [random_signs(block, generator) for block in features[1:]]
-        return blocks_of(features, signs)
+class BlockStatistics(Observer[Blocks]):
+    """By a backward from every block to the one before. Refuses fewer than two blocks, and dead ones."""
+
+    needs_graph = True
+
+    def __init__(self, probe: Probe) -> None:
+        self._features = BlockFeatures(probe.module)
+        self._generator = probe.generator()
+
+    def saw_call(self, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> bool:
+        return self._features.saw_call(part, inputs, output)
+
+    def finish(self, images: Tensor, logits: Tensor) -> Blocks:
+        features = self._features.found()
+        return blocks_of(features, [random_signs(block, self._generator) for block in features[1:]])
+
+
+OBSERVERS = (BlockStatistics,)
 
 
 def blocks_of(features: Sequence[Tensor], signs: Sequence[Tensor]) -> Blocks:
@@ -69,9 +76,11 @@ def blocks_of(features: Sequence[Tensor], signs: Sequence[Tensor]) -> Blocks:
     entropies = tuple(entropy(block.detach()) for block in features)
     trainabilities = []
     for (before, after), vector in zip(pairwise(features), signs, strict=True):
-        (back,) = torch.autograd.grad(after, before, vector, retain_graph=True, allow_unused=True)
+        back = None
+        if before.requires_grad and after.requires_grad:
+            (back,) = torch.autograd.grad(after, before, vector, retain_graph=True, allow_unused=True)
         if back is None:
-            raise DegenerateNetworkError("a block does not depend on the block before it")
+            raise DegenerateNetworkError("a block does not depend on the block before it, or that one on the images")
         trainabilities.append(keeps_norm(_largest_singular_value(back, vector)))
     return Blocks(entropies, tuple(trainabilities))
 

@@ -105,8 +105,12 @@ def mean_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels.long())
 
 
-def gradients(value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+def gradients(
+    value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False, retain_graph: bool | None = None
+) -> list[Tensor]:
     """d value / d inputs by one backward pass, zeros where an input has no influence."""
     if not value.requires_grad:
         return [torch.zeros_like(tensor) for tensor in inputs]
-    return list(torch.autograd.grad(value, inputs, create_graph=create_graph, materialize_grads=True))
+    return list(
+        torch.autograd.grad(value, inputs, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True)
+    )

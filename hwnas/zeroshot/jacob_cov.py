@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hwnas.zeroshot import DegenerateNetworkError, finite
+from hwnas.zeroshot.forward import Observer
 from hwnas.zeroshot.gradients import gradients
-from hwnas.zeroshot.preserved import preserved, use_batch_statistics
 from hwnas.zeroshot.probe import Probe
 
 _K = 1e-5
@@ -25,15 +25,26 @@ def score(probe: Probe) -> float:
     One forward and backward; needs no labels. Raises DegenerateNetworkError with fewer than two images, or if the
     gradient of an image is constant.
     """
-    images = probe.images.detach().requires_grad_()
-    if len(images) < 2:
-        raise DegenerateNetworkError("one image has nothing to correlate with: give at least two")
-    with preserved(probe.module), torch.enable_grad():
-        use_batch_statistics(probe.module)
-        probe.module.requires_grad_(False)
-        outputs = probe.module(images.clone())  # the first layer may work in place
-        (jacobian,) = gradients(outputs.sum(), [images])
-    return finite(spread(jacobian.flatten(1)), "jacob_cov")
+    return finite(spread(probe.seen(ImageGradients)), "jacob_cov")
+
+
+class ImageGradients(Observer[Tensor]):
+    """(n, inputs) gradients of the summed outputs by the images. Refuses fewer than two images."""
+
+    needs_graph = True
+
+    def __init__(self, probe: Probe) -> None:
+        if len(probe.images) < 2:
+            raise DegenerateNetworkError("one image has nothing to correlate with: give at least two")
+
+    def finish(self, images: Tensor, logits: Tensor) -> Tensor:
+        with torch.enable_grad():
+            total = logits.sum()
+        (found,) = gradients(total, [images], retain_graph=True)
+        return found.flatten(1)
+
+
+OBSERVERS = (ImageGradients,)
 
 
 def spread(rows: Tensor) -> float:

@@ -11,8 +11,10 @@ batch of photographs nearly every network gives the number of images: then this 
 
 from __future__ import annotations
 
-from hwnas.zeroshot.activations import activation_codes
+from hwnas.zeroshot.codes import ActivationCodes
 from hwnas.zeroshot.probe import Probe
+
+OBSERVERS = (ActivationCodes,)
 
 
 def score(probe: Probe) -> float:
@@ -20,7 +22,7 @@ def score(probe: Probe) -> float:
 
     Raises DegenerateNetworkError with fewer than two images or without activations.
     """
-    codes = probe.shared(activation_codes)
+    codes = probe.seen(ActivationCodes)
     same = codes.kernel == codes.units
     seen_before = same.tril(-1).any(1)
     return float((~seen_before).sum())

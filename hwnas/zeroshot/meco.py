@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.zeroshot import DegenerateNetworkError
-from hwnas.zeroshot.outputs import gives_channels_last, watch_outputs
+from hwnas.zeroshot.forward import Observer, gives_channels_last
 from hwnas.zeroshot.probe import Probe
 
 
@@ -31,18 +31,29 @@ def score(probe: Probe) -> float:
     One forward; needs no labels, draws nothing. 0 where every layer is redundant, as in a dead network.
     Raises DegenerateNetworkError if there is no feature map, or a value that is not finite.
     """
-    least: list[float] = []
+    return probe.seen(LeastEigenvalues)
 
-    def saw(part: nn.Module, output: Tensor) -> None:
+
+class LeastEigenvalues(Observer[float]):
+    """Their sum. Refuses a network without feature maps, and values that are not finite."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._network = type(probe.module).__name__
+        self._least: list[float] = []
+
+    def saw_output(self, part: nn.Module, output: Tensor) -> None:
         if output.dim() == 4:
             if gives_channels_last(part):
                 output = output.movedim(-1, 1)
-            least.append(least_eigenvalue(output[0].flatten(1)))
+            self._least.append(least_eigenvalue(output[0].flatten(1)))
 
-    watch_outputs(probe.module, probe.images, saw)
-    if not least:
-        raise DegenerateNetworkError(f"{type(probe.module).__name__} makes no (n, c, h, w) feature map")
-    return math.fsum(least)
+    def finish(self, images: Tensor, logits: Tensor) -> float:
+        if not self._least:
+            raise DegenerateNetworkError(f"{self._network} makes no (n, c, h, w) feature map")
+        return math.fsum(self._least)
+
+
+OBSERVERS = (LeastEigenvalues,)
 
 
 def least_eigenvalue(channels: Tensor) -> float:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from hwnas.zeroshot import DegenerateNetworkError
-from hwnas.zeroshot.activations import activation_codes
+from hwnas.zeroshot.codes import ActivationCodes
 from hwnas.zeroshot.probe import Probe
+
+OBSERVERS = (ActivationCodes,)
 
 
 def score(probe: Probe) -> float:
@@ -25,7 +27,7 @@ def score(probe: Probe) -> float:
     accuracy was 0.79 with 32 images of CIFAR-10 and 0.67 with 32 of noise.
     Raises DegenerateNetworkError where K is singular.
     """
-    return log_determinant(probe.shared(activation_codes).kernel)
+    return log_determinant(probe.seen(ActivationCodes).kernel)
 
 
 def log_determinant(agreements: Tensor) -> float:

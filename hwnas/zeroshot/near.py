@@ -17,14 +17,12 @@ network and one batch, and a matrix can have fewer rows than columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from hwnas.zeroshot import DegenerateNetworkError
-from hwnas.zeroshot.activations import WatchActivations
-from hwnas.zeroshot.outputs import gives_channels_last, watch_outputs
+from hwnas.zeroshot.forward import Observer, gives_channels_last
 from hwnas.zeroshot.probe import Probe
 
 
@@ -33,33 +31,37 @@ def score(probe: Probe) -> float:
 
     A layer that gives zeros adds 0. Raises DegenerateNetworkError without layers, or if a value is not finite.
     """
-    generator = probe.generator()
-    ranks: list[float] = []
-    channels_last = False  # in what the last layer gave; activations have no channels of their own
+    return probe.seen(EffectiveRanks)
 
-    def record(output: Tensor) -> None:
-        if output.dim() == 4 and channels_last:
-            output = output.movedim(-1, 1)
-        if output.dim() > 1:
-            ranks.append(effective_rank(activation_matrix(output, generator)))
 
-    def saw(part: nn.Module, output: Tensor) -> None:
-        nonlocal channels_last
+class EffectiveRanks(Observer[float]):
+    """Their sum. Refuses a network without layers, and values that are not finite."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._network = type(probe.module).__name__
+        self._generator = probe.generator()
+        self._ranks: list[float] = []
+        self._channels_last = False  # in what the last layer gave; activations have no channels of their own
+
+    def saw_output(self, part: nn.Module, output: Tensor) -> None:
         # PReLU has a weight, but is an activation: seen below
         if getattr(part, "weight", None) is not None and not isinstance(part, nn.PReLU):
-            channels_last = gives_channels_last(part)
-            record(output)
+            self._channels_last = gives_channels_last(part)
+            self.saw_activation(output)
 
-    def activate(_: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        output = compute()
-        record(output)
-        return output
+    def saw_activation(self, output: Tensor) -> None:
+        if output.dim() == 4 and self._channels_last:
+            output = output.movedim(-1, 1)
+        if output.dim() > 1:
+            self._ranks.append(effective_rank(activation_matrix(output, self._generator)))
 
-    with WatchActivations(activate):
-        watch_outputs(probe.module, probe.images, saw)
-    if not ranks:
-        raise DegenerateNetworkError(f"{type(probe.module).__name__} has neither layers with weights nor activations")
-    return math.fsum(ranks)
+    def finish(self, images: Tensor, logits: Tensor) -> float:
+        if not self._ranks:
+            raise DegenerateNetworkError(f"{self._network} has neither layers with weights nor activations")
+        return math.fsum(self._ranks)
+
+
+OBSERVERS = (EffectiveRanks,)
 
 
 def activation_matrix(output: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,37 +14,40 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hwnas.zeroshot import DegenerateNetworkError
-from hwnas.zeroshot.preserved import preserved
 
 
-def block_features(module: nn.Module, images: Tensor) -> list[Tensor]:
-    """The (n, c, h, w) map after each block, in one forward of (n, c, h, w) images in the module's own mode.
+class BlockFeatures:
+    """The (n, c, h, w) map after each block, gathered in a forward."""
 
-    Raises DegenerateNetworkError unless there are two.
-    """
-    features: list[Tensor] = []
-    open_ended = in_classifier = False
+    def __init__(self, module: nn.Module) -> None:
+        self._network = type(module).__name__
+        # piece -> whether there is a convolution in it
+        self._pieces = {piece: any(isinstance(part, _ConvNd) for part in piece.modules()) for piece in _pieces(module)}
+        self._features: list[Tensor] = []
+        self._open_ended = self._in_classifier = False
 
-    def saw_output(piece: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
-        nonlocal open_ended, in_classifier
-        if in_classifier or not (isinstance(output, Tensor) and output.dim() == 4):
-            in_classifier = in_classifier or bool(features)
-        elif any(isinstance(part, _ConvNd) for part in piece.modules()):
-            features.append(output)
-            open_ended = isinstance(piece, _ConvNd)
-        elif features and _pixels(output) == 1 and _pixels(*inputs) > 1:
-            in_classifier = True
-        elif features and open_ended:
-            features[-1] = output
-        # the next block may work in place
-        return output.clone() if features and output is features[-1] else None
+    def saw_call(self, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> bool:
+        """See what a module gives. True if it is kept, and must not be changed in place any more."""
+        if part not in self._pieces or self._in_classifier:
+            return False
+        if not _is_map(output):
+            self._in_classifier = bool(self._features)
+        elif self._pieces[part]:
+            self._features.append(output)
+            self._open_ended = isinstance(part, _ConvNd)
+            return True
+        elif self._features and _pixels(output) == 1 and any(_pixels(given) > 1 for given in inputs):
+            self._in_classifier = True
+        elif self._features and self._open_ended:
+            self._features[-1] = output
+            return True
+        return False
 
-    with preserved(module) as hooks:
-        hooks += [piece.register_forward_hook(saw_output) for piece in dict.fromkeys(_pieces(module))]
-        module(images)
-    if len(features) < 2:
-        raise DegenerateNetworkError(f"{type(module).__name__} has {len(features)} blocks with feature maps, not two")
-    return features
+    def found(self) -> list[Tensor]:
+        """The maps, in order. Raises DegenerateNetworkError unless there are two."""
+        if len(self._features) < 2:
+            raise DegenerateNetworkError(f"{self._network} has {len(self._features)} blocks with feature maps, not two")
+        return self._features
 
 
 def _pieces(module: nn.Module) -> Iterator[nn.Module]:
@@ -55,5 +58,9 @@ def _pieces(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _pixels(feature_map: Tensor) -> int:
-    return feature_map.shape[-2] * feature_map.shape[-1]
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4
+
+
+def _pixels(value: Any) -> int:
+    return value.shape[-2] * value.shape[-1] if _is_map(value) else 0

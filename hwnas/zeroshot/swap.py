@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from hwnas.zeroshot.activations import activation_codes
+from hwnas.zeroshot.codes import ActivationCodes
 from hwnas.zeroshot.probe import Probe
+
+OBSERVERS = (ActivationCodes,)
 
 
 def score(probe: Probe) -> float:
@@ -21,7 +23,7 @@ def score(probe: Probe) -> float:
 
     Raises DegenerateNetworkError with fewer than two images or without activations.
     """
-    words = probe.shared(activation_codes).words.long()
+    words = probe.seen(ActivationCodes).words.long()
     # Rows are compared word by word, by their rank among the rows so far: sorting numbers is faster than sorting rows,
     # and a rank and a word, both below 2**31, fit into 63 bits
     patterns = words[:, 0]

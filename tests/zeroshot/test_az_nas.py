@@ -11,9 +11,10 @@ from torch import nn
 from torchvision import models
 
 from hwnas.zeroshot import DegenerateNetworkError, compute_scores, load_score
-from hwnas.zeroshot.az_nas import blocks, blocks_of, entropy, keeps_norm, random_signs
+from hwnas.zeroshot.az_nas import BlockStatistics, blocks_of, entropy, keeps_norm, random_signs
+from hwnas.zeroshot.forward import Observer
 from hwnas.zeroshot.probe import Probe
-from hwnas.zeroshot.stages import block_features
+from hwnas.zeroshot.stages import BlockFeatures
 
 NAMES = ("expressivity", "progressivity", "trainability")
 
@@ -193,16 +194,26 @@ def test_blocks_that_do_not_depend_on_each_other_are_a_reason():
 # blocks
 
 
+class Maps(Observer):
+    def __init__(self, probe):
+        self.features = BlockFeatures(probe.module)
+
+    def saw_call(self, part, inputs, output):
+        return self.features.saw_call(part, inputs, output)
+
+    def finish(self, images, logits):
+        return self.features.found()
+
+
 def shapes(net, size=64):
-    with torch.no_grad():
-        return [tuple(feature.shape[1:]) for feature in block_features(net.eval(), torch.rand(2, 3, size, size))]
+    return [tuple(feature.shape[1:]) for feature in Probe(net, torch.rand(2, 3, size, size)).seen(Maps)]
 
 
 def test_blocks_of_a_sequence():
     body = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU())]
     head = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 9, 1), nn.Hardswish(), nn.Flatten(), nn.Linear(9, 2)]
     net, images = nn.Sequential(*body, *head), torch.rand(2, 3, 8, 8)
-    first, second = block_features(net.eval(), images)
+    first, second = Probe(net, images).seen(Maps)
     assert torch.equal(first, net[:3](images))
     assert torch.equal(second, net[:4](images))
     assert not any(part._forward_hooks for part in net.modules())
@@ -246,11 +257,11 @@ def test_a_block_may_change_what_it_is_given(images):
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(3, 4, 3), *(Preactivated(inplace) for _ in range(3)))
 
-    expected = Probe(net(False), images).shared(blocks)
-    assert Probe(net(True), images).shared(blocks) == expected
+    expected = Probe(net(False), images).seen(BlockStatistics)
+    assert Probe(net(True), images).seen(BlockStatistics) == expected
     first = nn.Sequential(nn.ReLU(inplace=True), net(False))  # of the images themselves
     before = images.clone()
-    assert Probe(first, images).shared(blocks) != expected
+    assert Probe(first, images).seen(BlockStatistics) != expected
     assert torch.equal(images, before)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hwnas.zeroshot import load_score, zen
-from hwnas.zeroshot.activations import activation_codes
+from hwnas.zeroshot.codes import ActivationCodes
 from hwnas.zeroshot.probe import Probe
 
 
@@ -38,7 +38,7 @@ def test_every_tensor_of_a_score_is_where_the_network_is(monkeypatch: pytest.Mon
     with FakeTensorMode():
         with torch.device(device):
             net, images = small_net(), torch.rand(4, 3, 16, 16)
-        assert activation_codes(Probe(net, images)).kernel.device.type == device
+        assert Probe(net, images).seen(ActivationCodes).kernel.device.type == device
         assert zen.score(Probe(net, images)) == 0.0  # the logarithm of 1, over and over
         for name in ("linear_regions", "meco", "macs", "params"):
             assert math.isfinite(load_score(name)(Probe(net, images)))

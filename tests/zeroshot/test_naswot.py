@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.zeroshot import DegenerateNetworkError, activations, naswot
-from hwnas.zeroshot.activations import activation_codes, add_agreements
+from hwnas.zeroshot import DegenerateNetworkError, codes, naswot
+from hwnas.zeroshot.codes import ActivationCodes, add_agreements
 from hwnas.zeroshot.naswot import log_determinant
 from hwnas.zeroshot.probe import Probe
 
@@ -20,7 +20,7 @@ MODULES = (
 
 
 def kernel(module, images):
-    return activation_codes(Probe(module, images)).kernel
+    return Probe(module, images).seen(ActivationCodes).kernel
 
 
 def naswot_score(module, images):
@@ -36,7 +36,7 @@ def unpacked_codes(arrays):
 
 @pytest.mark.parametrize("chunk_bits", [2**22, 100, 1])
 def test_kernel_and_determinant_of_published_codes(arrays, published, monkeypatch, chunk_bits):
-    monkeypatch.setattr(activations, "_CHUNK_BITS", chunk_bits)
+    monkeypatch.setattr(codes, "_CHUNK_BITS", chunk_bits)
     agreements = torch.zeros(16, 16, dtype=torch.float64)
     for code in unpacked_codes(arrays):
         add_agreements(agreements, code)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torchvision import models
 
 from hwnas.zeroshot import DegenerateNetworkError, compute_scores, load_score, vkdnw
-from hwnas.zeroshot.activations import activation_codes
+from hwnas.zeroshot.codes import ActivationCodes
 from hwnas.zeroshot.meco import least_eigenvalue
 from hwnas.zeroshot.near import activation_matrix, effective_rank
 from hwnas.zeroshot.ntk import condition_number, tangent_kernel
@@ -85,7 +85,7 @@ def test_patterns_that_differ_in_one_word_only():
     images = -torch.ones(60, 1, 1, 4)
     images[0, ..., 1] = images[30, ..., 2] = images[59, ..., 3] = 1
     assert score("swap", Signs(), images) == 4
-    codes = activation_codes(Probe(Signs(), images))
+    codes = Probe(Signs(), images).seen(ActivationCodes)
     assert codes.words.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1 << 6, 0], [0, 0, 1 << 11]]
     images[59, ..., 3] = -1
     assert score("swap", Signs(), images) == 3

@@ -18,8 +18,9 @@ from rich.text import Text
 
 from hwnas.errors import DataError, RecipeError
 from hwnas.ranks import places
+from hwnas.report.wording import silent_scores
 from hwnas.zeroshot import COMBINED, SCORES, ScoreResult, score_names
-from hwnas.zeroshot.combine import FloatVector, combine
+from hwnas.zeroshot.combine import FloatMatrix, FloatVector, agreements, combine, votes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,7 +72,7 @@ def score(
         if not models:
             raise RecipeError("nothing to score: give --model torchvision:NAME, --model SPACE:ARCH, or a --recipe")
         found = [_score(each, run, images, names, batch, resolution, seed, threads) for each in models]
-    combined = _combined(found, names) if len(found) > 1 else None
+    combined = combine(_matrix(found)) if len(found) > 1 else None
     if as_json:
         typer.echo(json.dumps(_as_json(found, combined, images), indent=1))
     else:
@@ -177,10 +178,15 @@ def _batch(
     return normalise(images.x_train[:count], images.mean, images.std, shape[1]), images.y_train[:count]
 
 
-def _combined(found: Sequence[_Scored], names: Sequence[str]) -> FloatVector:
-    """Of each model the combined rank in the scores of the default, as far as they were asked for."""
-    chosen = [name for name in COMBINED if name in names] or names
-    return combine(np.array([[each.results[name].value for name in chosen] for each in found], dtype=np.float64))
+def _chosen(names: Sequence[str]) -> list[str]:
+    """The scores that are combined: those of the default as far as they were asked for."""
+    return [name for name in COMBINED if name in names] or list(names)
+
+
+def _matrix(found: Sequence[_Scored]) -> FloatMatrix:
+    """(models, scores to combine) values, NaN where undefined."""
+    chosen = _chosen(tuple(found[0].results))
+    return np.array([[each.results[name].value for name in chosen] for each in found], dtype=np.float64)
 
 
 def _as_json(found: Sequence[_Scored], combined: FloatVector | None, images: ImageData | None) -> dict[str, Any]:
@@ -228,7 +234,12 @@ def _show(found: Sequence[_Scored], combined: FloatVector | None, images: ImageD
             if one.reason is not None:
                 out.print(Text(f"{each.name}: {name} is undefined: {one.reason}", style="yellow"), soft_wrap=True)
     if combined is not None:
-        chosen = [name for name in COMBINED if name in models[0].results] or list(models[0].results)
-        out.print(f"combined: mean log(rank / {len(found)}) in {', '.join(chosen)}; (1) is the best", soft_wrap=True)
+        chosen, scores = _chosen(tuple(models[0].results)), _matrix(models)
+        voted = votes(scores)
+        names = ", ".join(name for name, vote in zip(chosen, voted, strict=True) if vote)
+        out.print(f"combined: mean log(rank / {len(found)}) in {names}; (1) is the best", soft_wrap=True)
+        rest = zip(chosen, voted, agreements(scores), strict=True)
+        if silent := silent_scores({name: agreement for name, vote, agreement in rest if not vote}):
+            out.print(silent, soft_wrap=True)
     if images is None:
         out.print("on noise; with --data or --recipe real images rank better", soft_wrap=True)

@@ -92,7 +92,9 @@ def entropy(features: Tensor) -> float:
     """
     rows = features.transpose(0, 1).flatten(1).float()
     rows = rows - rows.mean(dim=1, keepdim=True)
-    covariance = (rows @ rows.T / rows.shape[1]).double()
+    # of more channels than pixels the covariance has the eigenvalues of the smaller matrix, and zeros
+    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    covariance = (gram / rows.shape[1]).double()
     total = float(covariance.trace())
     if not 0 < total < float("inf"):  # also true of NaN
         raise DegenerateNetworkError(f"the features of a block have the variance {total}: the network is dead")

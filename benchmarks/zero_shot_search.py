@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limits", type=int, default=15)
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--cache", type=Path, default=Path("zero_shot_search.jsonl"))

@@ -20,7 +20,7 @@ from hwnas.errors import DataError, RecipeError
 from hwnas.ranks import places
 from hwnas.report.wording import silent_scores
 from hwnas.zeroshot import COMBINED, SCORES, ScoreResult, score_names
-from hwnas.zeroshot.combine import FloatMatrix, FloatVector, agreements, combine, votes
+from hwnas.zeroshot.combine import FloatMatrix, FloatVector, combine, silent
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -234,12 +234,11 @@ def _show(found: Sequence[_Scored], combined: FloatVector | None, images: ImageD
             if one.reason is not None:
                 out.print(Text(f"{each.name}: {name} is undefined: {one.reason}", style="yellow"), soft_wrap=True)
     if combined is not None:
-        chosen, scores = _chosen(tuple(models[0].results)), _matrix(models)
-        voted = votes(scores)
-        names = ", ".join(name for name, vote in zip(chosen, voted, strict=True) if vote)
+        chosen = _chosen(tuple(models[0].results))
+        without_vote = silent(chosen, _matrix(models))
+        names = ", ".join(name for name in chosen if name not in without_vote)
         out.print(f"combined: mean log(rank / {len(found)}) in {names}; (1) is the best", soft_wrap=True)
-        rest = zip(chosen, voted, agreements(scores), strict=True)
-        if silent := silent_scores({name: agreement for name, vote, agreement in rest if not vote}):
-            out.print(silent, soft_wrap=True)
+        if without_vote:
+            out.print(silent_scores(without_vote), soft_wrap=True)
     if images is None:
         out.print("on noise; with --data or --recipe real images rank better", soft_wrap=True)

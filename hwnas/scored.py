@@ -25,7 +25,7 @@ from hwnas.search.study import ask_arch, failed, record_failure, record_trial, r
 from hwnas.space import Arch, IntMatrix, rows_of
 from hwnas.train.device import training_device
 from hwnas.zeroshot import ScoreResult, score_names
-from hwnas.zeroshot.combine import agreements, combine, votes
+from hwnas.zeroshot.combine import combine, silent
 
 SCORES, REASONS = "scores", "reasons"  # user attributes: name -> value, and name -> why there is none
 
@@ -133,11 +133,9 @@ def scored_front(run: Run) -> list[ScoredNetwork]:
 
 
 def without_vote(run: Run) -> dict[str, float]:
-    """The scores that are not combined since they disagree with the others, each with its agreement."""
+    """The scores that do not count since they disagree with the others, each with its agreement (`combine.py`)."""
     trials = recorded(score_study(run))
-    scores = _matrix(run, trials, list(trials))
-    found = zip(score_names(run.recipe.search.score), votes(scores), agreements(scores), strict=True)
-    return {name: round(float(agreement), 3) for name, voted, agreement in found if not voted}
+    return silent(score_names(run.recipe.search.score), _matrix(run, trials, list(trials)))
 
 
 def scores_of(run: Run, trial: optuna.trial.FrozenTrial) -> dict[str, float | None]:

@@ -127,4 +127,4 @@ def silent_scores(without_vote: Mapping[str, float]) -> str:
     if not without_vote:
         return ""
     named = ", ".join(f"{name} ({agreement:+.2f})" for name, agreement in without_vote.items())
-    return f"Without a vote, since on these networks they disagree with the other scores (correlation): {named}."
+    return f"Without a vote, since on these networks they disagree with what the scores have in common: {named}."

@@ -6,13 +6,18 @@ many scores there are. The logarithm punishes who is bad at anything more than i
 rank is one among others: a combined score is only comparable with those of the same call. A search gives everything
 that it has seen so far, and ranks all of it anew.
 
-A score that tells good cells apart can be noise on mobile networks, or worse. Accuracies that would tell are not known,
-but where errors are independent, a predictor's agreement with the others is what shows its accuracy (Parisi, Strino,
-Nadler and Kluger, "Ranking and combining multiple predictors without labeled data", PNAS 2014, arXiv 1303.3257). So a
-score only votes on networks on which it agrees with the other scores.
+A score that tells good cells apart can be noise on mobile networks, or worse. The accuracies that would tell are not
+known, but predictors whose errors are independent agree with each other as far as they are right: the leading
+eigenvector of their correlations has an entry for each that grows with its accuracy and is negative if it is worse than
+chance (Parisi, Strino, Nadler and Kluger, "Ranking and combining multiple predictors without labeled data", PNAS 2014,
+arXiv 1303.3257). Ranks are weighted by the square root of these entries: the entries themselves (the paper's weights)
+leave less of what few scores alone can tell, and that is what tells the best tenth of networks apart. Scores with a
+negative one have no vote.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +27,7 @@ from hwnas.ranks import average_ranks
 FloatMatrix = NDArray[np.float64]
 FloatVector = NDArray[np.float64]
 
-LEAST_AGREEMENT = 0.2
-# Of fewer networks an agreement of 0 and one of 0.5 cannot be told apart: all scores vote.
+# From fewer networks correlations cannot be told: all scores weigh the same.
 LEAST_NETWORKS = 16
 
 
@@ -33,32 +37,33 @@ def combine(scores: FloatMatrix) -> FloatVector:
     Equal values share the mean of their ranks; what is undefined shares the lowest ones.
     """
     ranks = _ranks(scores)
-    total: FloatVector = np.log(ranks[:, votes(scores)] / max(1, len(ranks))).mean(axis=1)
-    return total
+    combined: FloatVector = np.log(ranks / max(1, len(ranks))) @ weights(scores)
+    return combined
 
 
-def votes(scores: FloatMatrix) -> NDArray[np.bool_]:
-    """(n, k) -> (k,): which scores are combined, those whose agreement is `LEAST_AGREEMENT` or more.
-
-    All of them where this cannot be told: of few networks, of fewer than three scores, or if fewer than two agreed.
-    """
+def weights(scores: FloatMatrix) -> FloatVector:
+    """(n, k) -> (k,): how much each score counts, 1 in sum; equal for few networks and for fewer than three scores."""
     n, k = scores.shape
-    everyone = np.ones(k, dtype=np.bool_)
-    if n < LEAST_NETWORKS or k < 3:
-        return everyone
-    agreed: NDArray[np.bool_] = agreements(scores) >= LEAST_AGREEMENT
-    return agreed if agreed.sum() > 1 else everyone
+    found = np.ones(k) if n < LEAST_NETWORKS or k < 3 else np.sqrt(np.maximum(agreements(scores), 0))
+    normalised: FloatVector = found / max(found.sum(), 1e-12)
+    return normalised
+
+
+def silent(names: Sequence[str], scores: FloatMatrix) -> dict[str, float]:
+    """The scores without a vote, by name, each with its agreement."""
+    found = zip(names, weights(scores), agreements(scores), strict=True)
+    return {name: round(float(agreement), 3) for name, weight, agreement in found if weight == 0}
 
 
 def agreements(scores: FloatMatrix) -> FloatVector:
-    """(n, k) -> (k,): correlation of each score's ranks with the mean ranks of the others; 0 where one is constant."""
+    """(n, k) -> (k,): the leading eigenvector of the correlations of ranks, positive in sum; 0 for a constant score."""
     ranks = _ranks(scores)
-    found = np.zeros(ranks.shape[1])
-    for column in range(ranks.shape[1]):
-        own, others = ranks[:, column], np.delete(ranks, column, axis=1).mean(axis=1)
-        if np.ptp(own) > 0 and np.ptp(others) > 0:
-            found[column] = np.corrcoef(own, others)[0, 1]
-    return found
+    ranks = ranks - ranks.mean(axis=0)
+    lengths = np.linalg.norm(ranks, axis=0)
+    ranks = ranks / np.where(lengths > 0, lengths, 1)  # a constant one correlates with nothing, not even itself
+    leading = np.linalg.eigh(ranks.T @ ranks)[1][:, -1]
+    agreed: FloatVector = leading if leading.sum() >= 0 else -leading
+    return agreed
 
 
 def _ranks(scores: FloatMatrix) -> FloatMatrix:

@@ -164,10 +164,10 @@ def test_a_zero_shot_search_trains_nothing_and_a_search_goes_on_from_it(finished
     assert [one["value"] for one in front] == sorted(one["value"] for one in front), "slower only if better"
     assert front[-1]["place"] == 1
     assert set(front[0]["scores"]) == set(COMBINED)
-    before = (run / "journal.log").read_bytes()
+    trials = (run / "journal.log").read_bytes().count(b'"progressivity"')
     shown = hwnas(tmp_path, "search", "toy.toml", "--zero-shot").stdout
     assert "12 untrained networks" in shown
-    assert (run / "journal.log").read_bytes() == before, "nothing was scored again"
+    assert (run / "journal.log").read_bytes().count(b'"progressivity"') == trials > 11, "nothing is scored again"
     trained = json.loads(hwnas(tmp_path, "search", "toy.toml", "--json").stdout)
     assert [row["arch"] for row in trained] == [row.arch for row in first.networks]
 

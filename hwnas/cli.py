@@ -23,7 +23,7 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from rich.text import Text
 
-from hwnas import __version__, score_command, table_commands, transfer_command
+from hwnas import __version__, listing_commands, score_command, table_commands, transfer_command
 from hwnas.errors import HwnasError
 from hwprof.errors import HwprofError
 
@@ -303,55 +303,8 @@ def new(path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to
     out.print(f"wrote {path}; run it with: hwnas run {path}", soft_wrap=True)
 
 
-@app.command(epilog="Example: hwnas devices local ssh:pi@board")
-def devices(
-    device: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Devices as recipes write them, e.g. ssh:pi@board; by default this machine and what adb sees."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """List the devices and runtimes that can be measured from here, with their versions, and why not."""
-    from hwprof.inventory import inventory
-
-    found = list(inventory(device or ()))
-    if as_json:
-        _print_json(found)
-        return
-    table = Table()
-    for heading in ("Device", "Runtime", "State", "Machine"):
-        table.add_column(heading, overflow="fold")
-    for facts in found:
-        table.add_row(*(Text(str(facts[key])) for key in ("device", "runtime", "state", "machine")))
-    out.print(table)
-
-
-@app.command(epilog="Example: hwnas spaces mobilenetv3")
-def spaces(
-    name: Annotated[str | None, typer.Argument(help="A space, to see its slots and arguments.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the search spaces, or the arguments of one with their defaults."""
-    from hwnas.spaces import SPACES, make_space, space_arguments
-
-    listed: dict[str, dict[str, Any]] = {}
-    for each in SPACES if name is None else [name]:
-        space = make_space(each, {})
-        listed[each] = {"slots": len(space.slots), "size": float(space.size), "arguments": space_arguments(each)}
-    if as_json:
-        _print_json(listed)
-        return
-    for each, facts in listed.items():
-        table = Table(title=f"{each}: {facts['slots']} slots, {facts['size']:.3g} combinations", title_justify="left")
-        table.add_column("Argument")
-        table.add_column("Default", overflow="fold")
-        for argument, default in facts["arguments"].items():
-            table.add_row(argument, Text(json.dumps(default)))
-        out.print(table)
-
-
+app.command(epilog=listing_commands.DEVICES_EXAMPLE)(listing_commands.devices)
+app.command(epilog=listing_commands.SPACES_EXAMPLE)(listing_commands.spaces)
 app.command("import", epilog=table_commands.IMPORT_EXAMPLE)(table_commands.import_table)
 app.command(epilog=table_commands.MERGE_EXAMPLE)(table_commands.merge)
 app.command(epilog=score_command.SCORE_EXAMPLE)(score_command.score)

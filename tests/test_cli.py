@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import hwnas
 from hwnas.cli import app
 from hwnas.errors import HwnasError
-from hwnas.recipe import load_recipe, parse_recipe
+from hwnas.recipe import SearchSection, load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -70,8 +70,9 @@ def test_spaces_are_listed_with_their_arguments() -> None:
 
 def test_the_readmes_recipe_is_valid_and_its_commands_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    recipe, target = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    recipe, search, target = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     assert parse_recipe(recipe).search.latency == 1.0
+    assert parse_recipe('name = "ranked"\n' + search).search == SearchSection(), "what it shows are the defaults"
     assert parse_recipe('name = "board"\n' + target).target.target().precision == "int8"
     for command in re.findall(r"^ {4}hwnas (\w+)", text, flags=re.MULTILINE):
         assert command in COMMANDS

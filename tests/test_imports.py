@@ -39,9 +39,10 @@ MAY_IMPORT = {
     "table_commands": BELOW_PIPELINE,
     "transfer_command": BELOW_PIPELINE | {"recipe", "run"},
     "score_command": BELOW_PIPELINE | {"recipe", "run"},
+    "listing_commands": BELOW_PIPELINE,
     "cli": BELOW_PIPELINE
     | {"recipe", "run", "scored", "pipeline", "exporting", "testing", "validating"}
-    | {"table_commands", "transfer_command", "score_command"},
+    | {"table_commands", "transfer_command", "score_command", "listing_commands"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for

@@ -240,5 +240,7 @@ def _show(found: Sequence[_Scored], combined: FloatVector | None, images: ImageD
         out.print(f"combined: mean log(rank / {len(found)}) in {names}; (1) is the best", soft_wrap=True)
         if without_vote:
             out.print(silent_scores(without_vote), soft_wrap=True)
+    if len(models[0].results) > 1:
+        out.print("seconds of a pass that several scores share are those of the first of them", soft_wrap=True)
     if images is None:
         out.print("on noise; with --data or --recipe real images rank better", soft_wrap=True)

@@ -50,7 +50,7 @@ SCORES = {
     "layers": "hwnas.zeroshot.size:layers",
 }
 
-# What networks are ranked by unless a recipe says otherwise: a weighted mean of the logarithms of their ranks in these.
+# What networks are ranked by unless a recipe says otherwise: the mean of the logarithms of their ranks in these.
 # Measured in benchmarks/zero_shot.py: none of them alone ranks as well, on cells or on mobile networks.
 COMBINED = ("macs", "progressivity", "swap", "meco", "jacob_cov")
 

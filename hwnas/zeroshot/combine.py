@@ -10,9 +10,8 @@ A score that tells good cells apart can be noise on mobile networks, or worse. T
 known, but predictors whose errors are independent agree with each other as far as they are right: the leading
 eigenvector of their correlations has an entry for each that grows with its accuracy and is negative if it is worse than
 chance (Parisi, Strino, Nadler and Kluger, "Ranking and combining multiple predictors without labeled data", PNAS 2014,
-arXiv 1303.3257). Ranks are weighted by the square root of these entries: the entries themselves (the paper's weights)
-leave less of what few scores alone can tell, and that is what tells the best tenth of networks apart. Scores with a
-negative one have no vote.
+arXiv 1303.3257). A score with a negative entry has no vote. All others count the same: weighted by their entries, as in
+the paper, they ranked all networks no better, and the best tenth worse, which few scores tell apart.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from hwnas.ranks import average_ranks
 FloatMatrix = NDArray[np.float64]
 FloatVector = NDArray[np.float64]
 
-# From fewer networks correlations cannot be told: all scores weigh the same.
+# From fewer networks correlations cannot be told: all scores vote.
 LEAST_NETWORKS = 16
+_ROUNDING = 1e-9
 
 
 def combine(scores: FloatMatrix) -> FloatVector:
@@ -37,22 +37,20 @@ def combine(scores: FloatMatrix) -> FloatVector:
     Equal values share the mean of their ranks; what is undefined shares the lowest ones.
     """
     ranks = _ranks(scores)
-    combined: FloatVector = np.log(ranks / max(1, len(ranks))) @ weights(scores)
+    combined: FloatVector = np.log(ranks[:, votes(scores)] / max(1, len(ranks))).mean(axis=1)
     return combined
 
 
-def weights(scores: FloatMatrix) -> FloatVector:
-    """(n, k) -> (k,): how much each score counts, 1 in sum; equal for few networks and for fewer than three scores."""
+def votes(scores: FloatMatrix) -> NDArray[np.bool_]:
+    """(n, k) -> (k,): whether a score counts: all of few networks, or of fewer than three scores; else who agrees."""
     n, k = scores.shape
-    found = np.ones(k) if n < LEAST_NETWORKS or k < 3 else np.sqrt(np.maximum(agreements(scores), 0))
-    normalised: FloatVector = found / max(found.sum(), 1e-12)
-    return normalised
+    return np.ones(k, dtype=np.bool_) if n < LEAST_NETWORKS or k < 3 else agreements(scores) > _ROUNDING
 
 
 def silent(names: Sequence[str], scores: FloatMatrix) -> dict[str, float]:
     """The scores without a vote, by name, each with its agreement."""
-    found = zip(names, weights(scores), agreements(scores), strict=True)
-    return {name: round(float(agreement), 3) for name, weight, agreement in found if weight == 0}
+    found = zip(names, votes(scores), agreements(scores), strict=True)
+    return {name: round(float(agreement), 3) for name, vote, agreement in found if not vote}
 
 
 def agreements(scores: FloatMatrix) -> FloatVector:

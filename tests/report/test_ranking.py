@@ -25,7 +25,7 @@ def test_the_table_names_the_score_that_held_a_network_back(summary: RunSummary)
     table = ranking_table(replace(summary, candidates=scored))
     first, second = table.index("<small>0-0</small>"), table.index("<small>1-0</small>")
     assert first < second, "the best is the first row"
-    assert "weighted mean logarithm of the ranks in synflow, naswot" in table
+    assert "mean logarithm of the ranks in synflow, naswot" in table
     assert "<td>naswot</td>" in table[first:second]
     assert "<td>synflow</td>" in table[second:]
     assert "2 of 2" in table

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as matrices
 
-from hwnas.zeroshot.combine import LEAST_NETWORKS, agreements, combine, weights
+from hwnas.zeroshot.combine import LEAST_NETWORKS, agreements, combine, silent, votes
 
 NAN = math.nan
 
@@ -68,34 +68,35 @@ def opinions(n, *weights):
 
 
 def test_what_disagrees_with_the_others_has_no_vote():
-    scores = opinions(400, 3.0, 2.0, 3.0, 0.3, -2.0)
-    found = weights(scores)
-    assert found.sum() == pytest.approx(1)
-    assert found[4] == 0
-    assert found[2] == pytest.approx(found[0], rel=0.05)
-    assert 0 < found[3] < found[1] < found[0]
+    scores = opinions(400, 3.0, 2.0, 3.0, 0.5, -2.0)
+    assert votes(scores).tolist() == [True, True, True, True, False]
     assert agreements(scores)[4] < -0.3
-    assert np.corrcoef(combine(scores), scores[:, 0])[0, 1] > 0.8
+    np.testing.assert_array_equal(combine(scores), combine(scores[:, :4]))
+    assert silent("abcde", scores) == {"e": pytest.approx(agreements(scores)[4], abs=1e-3)}
 
 
-def test_the_entries_grow_with_accuracy():
+def test_agreement_grows_with_accuracy():
     """Of independent errors the leading eigenvector orders predictors by how right they are."""
     found = agreements(opinions(2000, 0.5, 4.0, 1.0, 2.0))
     assert np.argsort(found).tolist() == [0, 2, 3, 1]
+    assert np.linalg.norm(found) == pytest.approx(1)
 
 
-def test_all_weigh_the_same_where_agreement_cannot_be_told():
+def test_all_vote_where_agreement_cannot_be_told():
     scores = opinions(LEAST_NETWORKS, 3.0, 2.0, 3.0, -2.0)
-    assert weights(scores)[3] == 0
-    assert weights(scores[:-1]).tolist() == [0.25] * 4
-    assert weights(scores[:, 2:]).tolist() == [0.5] * 2, "of two that disagree, neither is known to be wrong"
+    assert votes(scores).tolist() == [True, True, True, False]
+    assert votes(scores[:-1]).all()
+    assert votes(scores[:, 2:]).all(), "of two that disagree, neither is known to be wrong"
 
 
 def test_a_constant_agrees_with_nothing():
     scores = np.column_stack([opinions(50, 3.0, 3.0), np.ones(50), np.full(50, NAN)])
-    assert agreements(scores)[2:].tolist() == [0, 0]
-    assert weights(scores).tolist() == pytest.approx([0.5, 0.5, 0, 0])
-    assert np.isfinite(combine(np.ones((20, 3)))).all()
+    assert agreements(scores)[2:].tolist() == pytest.approx([0, 0])
+    assert votes(scores).tolist() == [True, True, False, False]
+
+
+def test_nothing_but_constants():
+    assert combine(np.ones((20, 3))) == pytest.approx(np.full(20, math.log(10.5 / 20)))
 
 
 NUMBERS = st.one_of(st.integers(-4, 4).map(float), st.just(NAN))

@@ -94,6 +94,7 @@ def test_repeats_average_single_draws(tinynet, images):
         draw_gaussian_weights(net, draws)
         single.append(zen_score(net, normal_like(images, draws), normal_like(images, draws)))
     assert zen.score(Probe(net, images, seed=3), repeats=3) == pytest.approx(sum(single) / 3)
+    assert zen.score(Probe(net, images, seed=3)) == single[0]
 
 
 def test_grows_with_depth(images):

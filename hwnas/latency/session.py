@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import sleep
 
 from hwnas.errors import PredictorError
 from hwnas.graphs import write_arch
@@ -100,7 +100,7 @@ class Session:
             if not pending:
                 return
             if attempt:
-                time.sleep(min(PAUSE_SECONDS[0] * 2 ** (attempt - 1), PAUSE_SECONDS[1]))
+                sleep(min(PAUSE_SECONDS[0] * 2 ** (attempt - 1), PAUSE_SECONDS[1]))
             companies = split_evenly(pending, self._config.group)
             first = len(self.journal.records)
             jobs = (Job(self._writer(company, write), plan, nodes, first + n) for n, company in enumerate(companies))

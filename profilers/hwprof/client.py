@@ -236,6 +236,9 @@ class AgentClient:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError as error:
+            self._readers[0].join(timeout=2)
+            if not self._lines.empty():
+                self._receive(timeout=0)  # what it said before it ended tells more than that it ended
             raise self._death() from error
 
     def _receive(self, timeout: float) -> dict[str, Any]:

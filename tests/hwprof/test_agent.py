@@ -301,6 +301,7 @@ def test_a_silent_agent_is_a_timeout(monkeypatch: pytest.MonkeyPatch, model: Pat
     ("script", "message"),
     [
         ("print('hello')", "answered 'hello.*', not a message"),
+        ("import os; os.close(0); print('hello')", "answered 'hello.*', not a message"),
         ("print('[1]')", "answered .*, not a message"),
         ("print('{}')", "answered .*, not a message"),
         ("raise SystemExit('no such library: libfast')", r"exit code 1\): no such library: libfast"),

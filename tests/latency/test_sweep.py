@@ -290,7 +290,7 @@ def test_what_is_always_refused_ends_with_the_reasons_and_keeps_the_journal(
     space: MobileNetV3Space, tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("hwnas.latency.session.time.sleep", pauses.append)
+    monkeypatch.setattr("hwnas.latency.session.sleep", pauses.append)
     spy.change = lambda client, group, call: refuse(group, lambda result: not result.nodes)
     with pytest.raises(PredictorError, match=r"4 of 4 networks to fit were refused 2 times: busy\. Quieten"):
         run(space, tmp_path, replace(CONFIG, attempts=2))

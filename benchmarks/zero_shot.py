@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", type=int, default=600, help="how many cells (default %(default)s)")
     parser.add_argument("--scores", default="all", help="all, combined, or names separated by commas")
     parser.add_argument("--batch", type=int, default=16, help="images a draw (default %(default)s)")
-    parser.add_argument("--draws", type=int, default=2, help="of initial weights (default %(default)s)")
+    parser.add_argument("--draws", type=int, default=4, help="of initial weights (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--cache", type=Path, help="default: zero_shot_WHAT.jsonl")

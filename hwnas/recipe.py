@@ -145,7 +145,7 @@ class SearchSection(_Section):
     evaluations: int = Field(default=120, ge=8)
     finalists: int = Field(default=5, ge=1)
     score_batch: int = Field(default=16, ge=2)
-    score_draws: int = Field(default=2, ge=1)
+    score_draws: int = Field(default=4, ge=1)
     score_resolution: int = Field(default=48, ge=8)
     workers: int | None = Field(default=None, ge=1)
 
@@ -307,7 +307,7 @@ score = "combined"     # how untrained networks are ranked; or a score by name, 
 sampler = "surrogate"  # or any sampler of Optuna by name, e.g. "TPESampler"
 evaluations = 120      # networks to score
 score_batch = 16       # images to score each on
-score_draws = 2        # of initial weights; scores are means over them
+score_draws = 4        # of initial weights; scores are means over them
 finalists = 5          # networks to train
 
 [train]

@@ -34,8 +34,10 @@ def module(forward, **children):
 
 
 def trained(net: nn.Module) -> nn.Module:
-    """In evaluation, with statistics of batch normalisation that do something."""
+    """In evaluation, with weights of the test's own seed and statistics of batch normalisation that do something."""
     for layer in net.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_var, 0.5, 2)
             nn.init.normal_(layer.running_mean)

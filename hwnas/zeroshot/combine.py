@@ -10,8 +10,9 @@ A score that tells good cells apart can be noise on mobile networks, or worse. T
 known, but predictors whose errors are independent agree with each other as far as they are right: the leading
 eigenvector of their correlations has an entry for each that grows with its accuracy and is negative if it is worse than
 chance (Parisi, Strino, Nadler and Kluger, "Ranking and combining multiple predictors without labeled data", PNAS 2014,
-arXiv 1303.3257). A score with a negative entry has no vote. All others count the same: weighted by their entries, as in
-the paper, they ranked all networks no better, and the best tenth worse, which few scores tell apart.
+arXiv 1303.3257). A score with a negative entry has no vote. All others count the same: weighted by the roots of their
+entries they ranked 600 cells of NAS-Bench-201 slightly better (tau .82 for .81), but the best tenth of them, which few
+scores tell apart, worse (.22 for .31).
 """
 
 from __future__ import annotations

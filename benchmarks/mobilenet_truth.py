@@ -1,14 +1,14 @@
 """The accuracies that small networks of `mobilenetv3` really reach on real images: what zero-shot scores should rank.
 
     export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
-    python benchmarks/mobilenet_truth.py --images images --networks 100 --repeats 20 --minutes 75
+    python benchmarks/mobilenet_truth.py --images images --networks 100 --repeats 8 --minutes 150
 
 `--images` is the folder of `cifar10.npz`: x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test. Space, images and
 training are those of `benchmarks/data/mobilenet_truth.json`; `benchmarks/data/README.md` has the results. Random
 networks are trained with seed 0, then the first of them again with seed 1: how well two such tables agree bounds what
 any score can reach. A finished network is a row on disk; a second call goes on after the last one. The shipped table
-took one of two cores of a cloud AMD EPYC (AVX-512), no GPU; the two MALLOC variables, of glibc, keep freed memory and
-save a third of the time. Seconds depend on the machine and on who else used it, accuracies hardly.
+took one of two cores of a cloud AMD EPYC (AVX-512), no GPU; the two MALLOC variables, of glibc, keep freed memory.
+Seconds depend on the machine and on who else used it, accuracies hardly.
 """
 
 from __future__ import annotations

@@ -154,6 +154,17 @@ class SearchSpace(ABC):
         """(n, slots) random canonical architectures: every option of every slot equally likely; can repeat."""
         return self.canonical(rng.integers(0, self.cardinalities, size=(n, len(self.slots)), dtype=np.int64))
 
+    def neighbours(self, arch: Arch) -> IntMatrix:
+        """(k, slots): the other canonical architectures one step away, each once. Here a step changes one slot."""
+        steps = [
+            (*arch[:slot], option, *arch[slot + 1 :])
+            for slot, count in enumerate(self.cardinalities.tolist())
+            for option in range(count)
+            if option != arch[slot]
+        ]
+        found = unique_archs(self.canonical(np.array(steps, dtype=np.int64).reshape(-1, len(self.slots))))
+        return found[(found != np.array(self.check(arch))).any(axis=1)]
+
     def describe(self, arch: Arch) -> dict[str, Option]:
         """Slot name -> chosen option, of the canonical architecture."""
         return {slot.name: slot.options[index] for slot, index in zip(self.slots, self.check(arch), strict=True)}

@@ -83,3 +83,20 @@ def test_spaces_by_name():
         make_space("mobilenetv3", {"kernel": 3})
     with pytest.raises(SpaceError, match="its arguments: num_classes"):
         make_space("nasbench201", {"zzz": 3})
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3", "nasbench201"])
+def test_neighbours_are_the_other_networks_one_slot_away(name):
+    space = make_space(name, {})
+    arch = space.check(space.sample(1, np.random.default_rng(0))[0])
+    found = space.neighbours(arch)
+    assert (space.canonical(found.copy()) == found).all()
+    assert len(np.unique(found, axis=0)) == len(found) > 0
+    assert not (found == arch).all(axis=1).any()
+    options = space.cardinalities
+    one_away = {
+        space.check((*arch[:slot], option, *arch[slot + 1 :]))
+        for slot in range(len(arch))
+        for option in range(options[slot])
+    } - {arch}
+    assert {tuple(row) for row in found.tolist()} == one_away

@@ -66,9 +66,24 @@ PLAIN_ARGUMENTS: dict[str, tuple[list[object], ...]] = {
 }
 
 
+# What may be computed of learned numbers alone, before they multiply a tensor.
+_OF_NUMBERS = (operator.sub, operator.add, operator.mul)
+
+
+class Factor(nn.Module):
+    """The learned number by which an operator "scale" multiplies its input; it is read, never called."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value.detach().clone(), requires_grad=False)
+
+
 @dataclass(frozen=True)
 class Op:
-    """One operator: `path` is the module that computes it, `inputs` and `output` name tensors, shapes have batch 1."""
+    """One operator: `path` is the module that computes it, `inputs` and `output` name tensors, shapes have batch 1.
+
+    A product with a learned number, a parameter without axes, is of kind "scale"; its `module` is a Factor.
+    """
 
     kind: str
     path: str
@@ -132,6 +147,7 @@ def _trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
     tensors: dict[fx.Node, Tensor] = {}
     names: dict[fx.Node, str] = {}
     ops: list[Op] = []
+    numbers: dict[fx.Node, Tensor] = {}
     output = ""
     for node, shape in zip(inputs, input_shapes, strict=True):
         tensors[node] = torch.empty((1, *shape), device="meta")
@@ -141,10 +157,15 @@ def _trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
             if not isinstance(node.args[0], fx.Node):
                 raise SpaceError(f"{type(module).__name__} gives {node.args[0]}, not one tensor")
             output = names[node.args[0]]
+        elif (number := _number(node, module, numbers)) is not None:
+            numbers[node] = number
         elif node.op != "placeholder":
             leaf, path, kind = _operator(node, modules)
             sources = list(_tensor_arguments(node))
-            result = _run_on_meta(node, leaf, tensors)
+            if kind == "mul" and len(read := [source for source in sources if source not in numbers]) == 1:
+                (other,) = set(sources) - set(read)
+                kind, leaf, sources = "scale", Factor(numbers[other]), read
+            result = tensors[sources[0]] if kind == "scale" else _run_on_meta(node, leaf, tensors)
             tensors[node] = result
             names[node] = names[sources[0]] if kind == "identity" else node.name
             if kind != "identity":
@@ -160,6 +181,22 @@ def _trace(module: nn.Module, input_shapes: Sequence[Shape]) -> Trace:
                     )
                 )
     return Trace(tuple(ops), tuple(node.name for node in inputs), tuple((1, *shape) for shape in input_shapes), output)
+
+
+def _number(node: fx.Node, module: nn.Module, numbers: dict[fx.Node, Tensor]) -> Tensor | None:
+    """The value of a node that is a learned number or computed of such alone; None for any other."""
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        value = getattr(module.get_submodule(owner), name)
+        return value.detach() if isinstance(value, Tensor) and value.ndim == 0 else None
+    arguments = [numbers.get(item, item) if isinstance(item, fx.Node) else item for item in node.args]
+    known = any(isinstance(item, Tensor) for item in arguments) and not any(isinstance(i, fx.Node) for i in arguments)
+    if node.op != "call_function" or node.target not in _OF_NUMBERS or not known:
+        return None
+    assert callable(node.target)
+    result = node.target(*arguments)
+    assert isinstance(result, Tensor)
+    return result
 
 
 def _operator(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[nn.Module | None, str, str]:

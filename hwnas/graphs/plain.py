@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hwnas.errors import SpaceError
 from hwnas.space import Position
-from hwnas.trace import Op, Shape, Trace, trace
+from hwnas.trace import Factor, Op, Shape, Trace, trace
 
 Array = NDArray[Any]
 Range = tuple[float, float]
@@ -171,7 +171,8 @@ class _Builder:
         self.shapes[name] = (self.batch, *op.output_shape[1:])
         usual = self.ranges[inputs[0]] if op.kind in _KEEPING else _BOUNDED.get(op.kind, _USUAL)
         self.ranges[name] = self.measured.get(result or op.output, usual)
-        self.nodes.append(Node(op.kind, name, inputs, weights, attributes))
+        # every format has batch normalisation, and runtimes run it as fast as they can run a product with a number
+        self.nodes.append(Node("batch_norm" if op.kind == "scale" else op.kind, name, inputs, weights, attributes))
 
     def _content(self, op: Op) -> tuple[dict[str, Array], dict[str, Any]]:
         """Weights and attributes of an operator."""
@@ -186,6 +187,11 @@ class _Builder:
         if op.kind == "batch_norm":
             assert isinstance(op.module, nn.BatchNorm2d)
             return dict(zip(("scale", "shift"), self._norm(op.module), strict=True)), {}
+        if op.kind == "scale":
+            assert isinstance(op.module, Factor)
+            value, channels = op.module.value, op.output_shape[1]
+            factor = 0.5 if value.is_meta else float(value)
+            return {"scale": np.full(channels, factor, np.float32), "shift": np.zeros(channels, np.float32)}, {}
         if op.kind in ("avg_pool", "max_pool"):
             assert isinstance(op.module, (nn.AvgPool2d, nn.MaxPool2d))
             attributes: dict[str, Any] = {

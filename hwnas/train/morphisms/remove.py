@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hwnas.errors import SpaceError
 from hwnas.train.morphisms.chain import carried_on, convolution, index_of, reader_groups
-from hwnas.train.morphisms.views import View, composed, rectified
+from hwnas.train.morphisms.views import View, rectified
 
 
 def remove(chain: nn.Sequential, name: str) -> nn.Sequential:
@@ -64,10 +64,3 @@ def linearised(weight: Tensor, norm: nn.BatchNorm2d, bias: Tensor) -> View:
     source = torch.arange(entering) if channels == entering else torch.full((entering,), -1)
     offset = out_mean - scale * (norm.running_mean.double() - bias.double())
     return View(weight * scale[:, None, None, None], source, offset, False)
-
-
-def after_removed(view: View, layer: View) -> View:
-    """What a removed `layer` (its output on its input) makes of a tensor whose input is seen through `view`."""
-    source = torch.where(view.source >= 0, layer.source[view.source.clamp(min=0)], view.source)
-    offset = layer.offset + layer.kernel.sum((2, 3)) @ view.offset
-    return View(composed(layer.kernel, view.kernel), source, offset, False)

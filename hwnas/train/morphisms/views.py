@@ -72,6 +72,33 @@ def selection(
     return View(kernel, source, offset, not bool(gone.any()))
 
 
+def behind(outer: View, inner: View) -> View:
+    """A view through a view: of what `outer` is seen on, `inner` tells how it is made of the child's tensor."""
+    source = torch.where(inner.source >= 0, outer.source[inner.source.clamp(min=0)], inner.source)
+    offset = outer.offset + outer.kernel.sum((2, 3)) @ inner.offset
+    return View(composed(outer.kernel, inner.kernel), source, offset, outer.exact and inner.exact)
+
+
+def beside(first: View, second: View) -> View:
+    """Views of two tensors as one of both, concatenated."""
+    size = max(first.kernel.shape[-1], second.kernel.shape[-1])
+    kernels = [resized(view.kernel, size) for view in (first, second)]
+    (rows, columns), (more_rows, more_columns) = (kernel.shape[:2] for kernel in kernels)
+    kernel = kernels[0].new_zeros(rows + more_rows, columns + more_columns, size, size)
+    kernel[:rows, :columns], kernel[rows:, columns:] = kernels
+    source = torch.cat([first.source, torch.where(second.source >= 0, second.source + rows, second.source)])
+    return View(kernel, source, torch.cat([first.offset, second.offset]), first.exact and second.exact)
+
+
+def ignoring(view: View, extra: int, *, first: bool = False) -> View:
+    """The view where the child's tensor has `extra` channels more, at its end (or its beginning), that say nothing."""
+    zeros = view.kernel.new_zeros(len(view.kernel), extra, *view.kernel.shape[2:])
+    unknown = torch.full((extra,), -1)
+    order = (lambda a, b: [b, a]) if first else (lambda a, b: [a, b])
+    kernel, source = torch.cat(order(view.kernel, zeros), 1), torch.cat(order(view.source, unknown))
+    return View(kernel, source, view.offset, view.exact)
+
+
 def grown_source(channels: int, count: int, copies: bool, generator: torch.Generator) -> Tensor:
     """(count,) int64: all of a parent's channels, then copies of random ones (each as rarely as possible), or -1."""
     extra = count - channels
@@ -79,6 +106,13 @@ def grown_source(channels: int, count: int, copies: bool, generator: torch.Gener
         return torch.cat([torch.arange(channels), torch.full((extra,), -1)])
     rounds = [torch.randperm(channels, generator=generator) for _ in range(math.ceil(extra / channels))]
     return torch.cat([torch.arange(channels), *rounds])[:count]
+
+
+def chosen(norms: Tensor, count: int, copies: bool, generator: torch.Generator) -> Tensor:
+    """(count,) int64: the filters of a child, more or fewer than the parent's of these L1 `norms` (parent,)."""
+    if count < len(norms):
+        return largest(norms, count)
+    return grown_source(len(norms), count, copies, generator)
 
 
 def largest(norms: Tensor, count: int) -> Tensor:
@@ -102,6 +136,8 @@ def resized(weight: Tensor, size: int) -> Tensor:
 
 def is_same(weight: Tensor, other: Tensor) -> bool:
     """Whether two kernels of any odd sizes are the same up to the rounding of float64."""
+    if not weight.numel():
+        return True
     size = max(weight.shape[-1], other.shape[-1])
     difference = (resized(weight, size) - resized(other, size)).abs().max()
     return bool(difference <= 1e-12 * weight.abs().max().clamp(min=1e-30))

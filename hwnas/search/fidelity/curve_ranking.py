@@ -108,8 +108,8 @@ def _to_beat(training: Training, finished: Sequence[Training], objectives: Seque
             return Decision(False, f"epoch {epoch}: it breaks a limit, and nothing finished keeps all of them")
         return Decision(True, f"epoch {epoch}: it breaks a limit; training {finished[feasible[0]].number} keeps all")
     losses = to_losses(ended, objectives)
-    known: list[bool] = np.delete(losses <= to_losses(own, objectives), column, axis=1).all(axis=1).tolist()
-    rows = [row for row in feasible if known[row]]
+    known = np.flatnonzero(np.delete(losses <= to_losses(own, objectives), column, axis=1).all(axis=1)).tolist()
+    rows = sorted({*feasible} & {*known})
     if not rows:
         return Decision(False, f"epoch {epoch}: nothing finished is as good in what is known before training")
     return finished[min(rows, key=lambda row: float(losses[row, column]))]

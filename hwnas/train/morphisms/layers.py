@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hwnas.spaces.morph_blocks import CONCAT, CONVEX, NONE, ConcatSkip, ConvexSkip
 from hwnas.train.morphisms.separable import to_plain, to_separable
-from hwnas.train.morphisms.views import View, beside, identity_view, is_same, rectified, resized
+from hwnas.train.morphisms.views import View, beside, composed, identity_view, is_same, rectified, resized
 
 _EPS = 1e-5  # of torch's batch normalisation
 
@@ -154,7 +154,7 @@ def write_layer(inner: nn.Sequential, parent: Weights, source: Tensor, view: Vie
         conv[known] = columns[rows].float()
         exact = is_same(resized(kernels, size), kernels)
     else:
-        weight = torch.nn.functional.conv_transpose2d(parent.plain, view.kernel)
+        weight = composed(parent.plain, view.kernel)
         fitted = resized(weight, size)
         exact = is_same(fitted, weight)
         if "depthwise.weight" in values:

@@ -23,6 +23,7 @@ from hwnas.errors import DataError, HwnasError, RecipeError
 from hwnas.train.augment import Augment, draw_moves, move
 from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hwnas.train.data import ImageData
+from hwnas.train.distil import Distil, Lesson, training_mode
 from hwnas.train.isolation import at_most_threads, own_random_state, repeatable_kernels, seed_modules
 from hwnas.train.preprocess import normalise, resize
 from hwnas.train.schedule import DEFAULTS, OptimizerName, build_optimizer, epochs_left, rate_factor
@@ -104,26 +105,31 @@ def train(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     max_threads: int | None = None,
+    distil: Distil | None = None,
 ) -> TrainResult:
     """Train `module` in place, from the weights it has, on images of size x size pixels; it stays on `device`.
 
     `checkpoint`: a file of this training alone, written after every epoch and gone on from if it exists.
     `progress(epochs done, epochs planned, {"train_loss", "valid_accuracy" in percent, "seconds"})` is called after
     each epoch, once the checkpoint is on disk; an exception it raises ends the training. `max_threads` bounds torch's
-    CPU threads meanwhile. The caller's random state and thread count are left as found.
+    CPU threads meanwhile. The caller's random state and thread count are left as found. `distil` adds a teacher, and
+    freezes in the first epochs what an inheritance left untouched.
 
     With `max_seconds` the training ends with the epoch in which that time runs out. After each epoch the number of
     epochs that still fit is estimated from those done, and the rest of the schedule is compressed into them, so that
     the learning rate reaches 0 at the end all the same (not if the first epoch alone takes that long). What such a
     training yields depends on the speed of the machine.
 
-    Raises TrainingFailed if the loss or a weight becomes infinite or NaN, DataError if the network does not fit data.
+    Raises TrainingFailed if the loss or a weight becomes infinite or NaN, DataError if the network does not fit data,
+    RecipeError if `distil` does not fit the network.
     """
     device = torch.device(device)
-    identity = identity_of(module, config, data.name, data.class_names, len(data.x_train), data.mean, data.std, size)
+    settings = (config, data.name, data.class_names, len(data.x_train), data.mean, data.std, size)
+    identity = identity_of(module, *settings, *([] if distil is None else [distil.identity]))
     with at_most_threads(max_threads), own_random_state(device), repeatable_kernels(device):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         _check_fits(module, data, size)
+        lesson = None if distil is None else Lesson(distil, module, device)
         rate, decay = DEFAULTS[config.optimizer]
         rate = rate if config.learning_rate is None else config.learning_rate
         decay = decay if config.weight_decay is None else config.weight_decay
@@ -141,7 +147,8 @@ def train(
             end = 1.0 if left == 1 else stand.progress + (1 - stand.progress) / left
             steps = np.linspace(stand.progress, end, 2 * _batches(len(data.x_train), config.batch_size) + 1)[1::2]
             rates = [rate * rate_factor(float(step), config.warmup_epochs / config.epochs) for step in steps]
-            loss = _train_epoch(module, *train_set, data, size, config, optimizer, rates, stand.epoch)
+            with training_mode(module, lesson.frozen(stand.epoch) if lesson is not None else ()):
+                loss = _train_epoch(module, *train_set, data, size, config, optimizer, rates, stand.epoch, lesson)
             if not math.isfinite(loss) or not _finite(module):
                 raise TrainingFailed(
                     f"training diverged in epoch {stand.epoch + 1} of {config.epochs}: its mean loss is {loss} at "
@@ -198,6 +205,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     rates: Sequence[float],
     epoch: int,
+    lesson: Lesson | None,
 ) -> float:
     """Train on every image once, one learning rate per batch; the mean loss."""
     device = next(module.parameters()).device
@@ -206,7 +214,6 @@ def _train_epoch(
     seed_modules(module_seed, device)
     order = torch.randperm(len(x), generator=generator).to(x.device)
     moves = draw_moves(config.augment, len(x), size, generator).to(device)
-    module.train()
     total = torch.zeros((), device=device)
     for batch, step, rate in zip(order.tensor_split(len(rates)), moves.tensor_split(len(rates)), rates, strict=True):
         images = resize(x[batch], size).to(device)
@@ -218,7 +225,10 @@ def _train_epoch(
             group["lr"] = rate
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(device)):
-            loss = cross_entropy(module(inputs), labels, label_smoothing=config.label_smoothing)
+            logits = module(inputs)
+            loss = cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            if lesson is not None:
+                loss = lesson.blended(loss, logits, inputs)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.detach() * len(batch)

@@ -80,8 +80,7 @@ def carried_on(chain: nn.Sequential, first: int, view: View, head: OrderedDict[s
             reading = False
             if isinstance(following, nn.BatchNorm2d) and bool(shift.any()) and isinstance(new, nn.Conv2d):
                 layers[name] = new
-                next_name, norm = rest[place + 1]
-                layers[next_name] = shifted_norm(norm, shift)
+                layers[rest[place + 1][0]] = shifted_norm(following, shift)
                 continue
             _add_bias(new, shift)
         elif reading:

@@ -27,9 +27,10 @@ def insert(chain: nn.Sequential, after: str, name: str, kernel: int = 3, *, grou
     given chain. Raises SpaceError unless `after` is a ReLU whose channels the layers before it tell.
     """
     place, layers = index_of(chain, after), list(chain.named_children())
-    before = next((layer for _, layer in reversed(layers[:place]) if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))), None)
-    if not isinstance(layers[place][1], nn.ReLU) or before is None:
+    behind = [layer for _, layer in layers[:place] if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
+    if not isinstance(layers[place][1], nn.ReLU) or not behind:
         raise SpaceError(f"an identity layer stands behind a convolution and its ReLU; {after!r} is {layers[place][1]}")
+    before = behind[-1]
     if isinstance(before, nn.BatchNorm2d) and before.affine:
         mean, variance, _ = rectified(before.bias.detach().double(), before.weight.detach().double())
         new = identity_layer(before.num_features, kernel, groups=groups, mean=mean, variance=variance)

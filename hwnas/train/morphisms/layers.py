@@ -16,31 +16,55 @@ from hwnas.train.morphisms.separable import to_plain, to_separable
 from hwnas.train.morphisms.views import View, beside, composed, identity_view, is_same, rectified, resized
 
 _EPS = 1e-5  # of torch's batch normalisation
+_NORM_VALUES = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Affine parameters and statistics of a batch normalisation, (channels,) float64 each."""
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    var: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """(channels,) by which it multiplies."""
+        return self.gamma / torch.sqrt(self.var + _EPS)
+
+    @property
+    def count(self) -> int:
+        """How many channels it has."""
+        return len(self.gamma)
+
+    def rectified(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and slope of the ReLU behind it, see `views.rectified`."""
+        return rectified(self.beta, self.gamma)
+
+
+def neutral(mean: Tensor, var: Tensor) -> Norm:
+    """A batch normalisation that undoes itself, with these statistics."""
+    # the statistics as they will be stored, so that what undoes them is rounded once
+    mean, var = mean.float().double(), var.float().double()
+    return Norm(torch.sqrt(var + _EPS), mean, mean, var)
 
 
 @dataclass(frozen=True)
 class Weights:
     """A layer's numbers in float64: `weight` (filters, in, k, k), or pointwise behind `depthwise` (in, 1, k, k);
-    `gamma`, `beta`, `mean`, `var` (filters,) of batch normalisation; `skip`, and `mix` of a convex one."""
+    `norm`, the batch normalisation; `skip`, and `mix` of a convex one."""
 
     weight: Tensor
     depthwise: Tensor | None
-    gamma: Tensor
-    beta: Tensor
-    mean: Tensor
-    var: Tensor
-    skip: str
-    mix: float
+    norm: Norm
+    skip: str = NONE
+    mix: float = 0.0
 
     @property
     def plain(self) -> Tensor:
         """(filters, in, k, k): the convolution as one."""
         return self.weight if self.depthwise is None else to_plain(self.depthwise, self.weight)
-
-    @property
-    def scale(self) -> Tensor:
-        """(filters,) by which batch normalisation multiplies."""
-        return self.gamma / torch.sqrt(self.var + _EPS)
 
     @property
     def norms(self) -> Tensor:
@@ -49,7 +73,7 @@ class Weights:
 
     def moments(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of what leaves the layer, given those of what enters (in,)."""
-        own_mean, own_var, _ = rectified(self.beta, self.gamma)
+        own_mean, own_var, _ = self.norm.rectified()
         if self.skip == CONCAT:
             return torch.cat([own_mean, mean]), torch.cat([own_var, var])
         if self.skip == CONVEX:
@@ -62,11 +86,12 @@ class Weights:
 
         The mean of the output is kept for an input as in training: the running mean is what the convolution then gives.
         """
-        mean, _, slope = rectified(self.beta, self.gamma)
-        kernel = self.plain * (slope * self.scale)[:, None, None, None]
+        mean, _, slope = self.norm.rectified()
+        scale = slope * self.norm.scale
+        kernel = self.plain * scale[:, None, None, None]
         filters, entering = kernel.shape[:2]
         source = torch.arange(entering) if filters == entering else torch.full((entering,), -1)
-        view = View(kernel, source, mean - slope * self.scale * self.mean, False)
+        view = View(kernel, source, mean - scale * self.norm.mean, False)
         whole = identity_view(entering)
         if self.skip == CONCAT:
             both = beside(view, whole)
@@ -90,15 +115,8 @@ def weights_of(module: nn.Module) -> Weights:
     values = {key: value.detach().cpu().double() for key, value in inner_of(module).state_dict().items()}
     skip = CONVEX if isinstance(module, ConvexSkip) else CONCAT if isinstance(module, ConcatSkip) else NONE
     mix = float(module.mix) if isinstance(module, ConvexSkip) else 0.0
-    norm = [values[f"bn.{name}"] for name in ("weight", "bias", "running_mean", "running_var")]
-    return Weights(values["conv.weight"], values.get("depthwise.weight"), *norm, skip, mix)
-
-
-def neutral(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """gamma, beta, mean and var of a batch normalisation that undoes itself with these statistics."""
-    # the statistics as they will be stored, so that what undoes them is rounded once
-    mean, var = mean.float().double(), var.float().double()
-    return torch.sqrt(var + _EPS), mean, mean, var
+    norm = Norm(*(values[f"bn.{name}"] for name in _NORM_VALUES))
+    return Weights(values["conv.weight"], values.get("depthwise.weight"), norm, skip, mix)
 
 
 def as_layer_alone(parent: Weights, separable: bool, mean: Tensor, var: Tensor) -> tuple[Weights, bool]:
@@ -109,31 +127,28 @@ def as_layer_alone(parent: Weights, separable: bool, mean: Tensor, var: Tensor) 
     plain convolution, added in front of the ReLU: exact where the layer's own ReLU is open.
     """
     if parent.skip == CONCAT and not separable:
-        filters, entering, size, _ = parent.plain.shape
+        entering, size = parent.plain.shape[1:3]
         passing = resized(torch.eye(entering, dtype=torch.float64)[:, :, None, None], size)
-        norm = [torch.cat(pair) for pair in zip(_norm(parent), neutral(mean, var), strict=True)]
-        return Weights(torch.cat([parent.plain, passing]), None, *norm, NONE, 0.0), True
+        own, other = _vectors(parent.norm), _vectors(neutral(mean, var))
+        norm = Norm(*(torch.cat(pair) for pair in zip(own, other, strict=True)))
+        return Weights(torch.cat([parent.plain, passing]), None, norm), True
     if parent.skip == CONVEX and parent.mix != 0:
         rest = max(1 - parent.mix, 0.0)
-        alone = replace(parent, gamma=rest * parent.gamma, beta=rest * parent.beta, skip=NONE, mix=0.0)
-        scale = alone.scale
+        norm = replace(parent.norm, gamma=rest * parent.norm.gamma, beta=rest * parent.norm.beta)
+        alone, scale = replace(parent, norm=norm, skip=NONE, mix=0.0), norm.scale
         if separable or bool((scale.abs() < 1e-3).any()):
             return alone, False
         plain = alone.plain
         middle = resized(torch.eye(len(scale), dtype=torch.float64)[:, :, None, None], plain.shape[-1])
         added = parent.mix / scale
-        return replace(
-            alone,
-            weight=plain + middle * added[:, None, None, None],
-            depthwise=None,
-            beta=alone.beta + parent.mix * mean,
-            mean=alone.mean + added * mean,
-        ), False
+        weight = plain + middle * added[:, None, None, None]
+        norm = replace(norm, beta=norm.beta + parent.mix * mean, mean=norm.mean + added * mean)
+        return Weights(weight, None, norm), False
     return replace(parent, skip=NONE, mix=0.0), parent.skip != CONCAT
 
 
-def _norm(layer: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return layer.gamma, layer.beta, layer.mean, layer.var
+def _vectors(norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return norm.gamma, norm.beta, norm.mean, norm.var
 
 
 @torch.no_grad()
@@ -164,7 +179,7 @@ def write_layer(inner: nn.Sequential, parent: Weights, source: Tensor, view: Vie
             fitted = pointwise
         conv[known] = fitted[rows].float()
     shift = parent.plain.sum((2, 3)) @ view.offset
-    for name, value in zip(("weight", "bias", "running_mean", "running_var"),
-                           (parent.gamma, parent.beta, parent.mean - shift, parent.var), strict=True):  # fmt: skip
+    norm = replace(parent.norm, mean=parent.norm.mean - shift)
+    for name, value in zip(_NORM_VALUES, _vectors(norm), strict=True):
         values[f"bn.{name}"][known] = value[rows].float()
     return exact

@@ -165,4 +165,5 @@ def _head(before: nn.Module, after: nn.Module, view: View, rng: torch.Generator)
 
 
 def _value(module: nn.Module, name: str) -> Tensor:
-    return module.state_dict()[name].detach().cpu().double()
+    value: Tensor = module.state_dict()[name]
+    return value.detach().cpu().double()

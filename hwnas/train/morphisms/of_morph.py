@@ -18,7 +18,16 @@ from hwnas.spaces.morph_blocks import CONCAT, CONVEX, NONE, MorphBlock
 from hwnas.train.morphisms.alignment import Pair, aligned
 from hwnas.train.morphisms.insert import set_dirac, set_neutral
 from hwnas.train.morphisms.layers import Weights, as_layer_alone, inner_of, weights_of, write_layer
-from hwnas.train.morphisms.views import View, behind, beside, chosen, identity_view, ignoring, largest, resized, selection
+from hwnas.train.morphisms.views import (
+    View,
+    behind,
+    beside,
+    chosen,
+    identity_view,
+    ignoring,
+    resized,
+    selection,
+)
 
 _LARGEST_KERNEL = 7  # of what stands for removed layers; more is cut when it is read anyway
 
@@ -104,11 +113,9 @@ def _stem(parent: nn.Module, child: nn.Module, rng: torch.Generator) -> _State:
     old = weights_of(parent)
     nothing = torch.zeros(old.weight.shape[1], dtype=torch.float64)
     mean, var = old.moments(nothing, nothing)
-    source = chosen(old.norms, len(weights_of(child).gamma), True, rng)
+    source = chosen(old.norms, weights_of(child).norm.count, True, rng)
     write_layer(inner_of(child), old, source, identity_view(old.weight.shape[1]))
-    return _State(
-        selection(source, len(old.gamma), rng, mean), *weights_of(child).moments(nothing, nothing), mean, var
-    )
+    return _State(selection(source, old.norm.count, rng, mean), *weights_of(child).moments(nothing, nothing), mean, var)
 
 
 def _removed(old: Weights, state: _State) -> _State:
@@ -124,10 +131,7 @@ def _inserted(block: MorphBlock, module: nn.Module, state: _State, rng: torch.Ge
     if block.skip == CONCAT:
         return _with_moments(module, replace(state, view=ignoring(state.view, block.filters, first=True)))
     second = state.mean**2 + state.var
-    if block.filters < len(second):
-        source = largest(second, block.filters)
-    else:
-        source = chosen(second, block.filters, True, rng)
+    source = chosen(second, block.filters, True, rng)
     _write_identity(inner_of(module), source, state)
     _set_mix(module, 0.0)
     inner = selection(source, len(second), rng, state.mean)
@@ -167,7 +171,7 @@ def _changed(old: Weights, block: MorphBlock, module: nn.Module, state: _State, 
             both = _mixed(both, len(own_mean), old.mix)
         return _with_moments(module, replace(new, view=both))
     alone, exact = as_layer_alone(old, block.separable, state.parent_mean, state.parent_var)
-    source = _filters(alone, len(old.gamma), block.filters, rng)
+    source = _filters(alone, old.norm.count, block.filters, rng)
     exact = write_layer(inner, alone, source, view) and exact
     _set_mix(module, 0.0)
     # a concatenated input that a separable layer cannot hand on has rows of zeros, and its mean
@@ -178,7 +182,7 @@ def _changed(old: Weights, block: MorphBlock, module: nn.Module, state: _State, 
 
 def _filters(layer: Weights, own: int, count: int, rng: torch.Generator) -> Tensor:
     """Which filters a child keeps: the largest of the parent's `own`, then those that stand for its skip."""
-    if own < count < len(layer.gamma):
+    if own < count < layer.norm.count:
         return torch.arange(count)
     return chosen(layer.norms[:own] if count <= own else layer.norms, count, True, rng)
 

@@ -29,7 +29,7 @@ def remove(chain: nn.Sequential, name: str) -> nn.Sequential:
     norm = following[0] if following else None
     same = conv.stride == (1, 1) and conv.padding == tuple(size // 2 for size in conv.kernel_size)
     if not same or conv.dilation != (1, 1) or not isinstance(norm, nn.BatchNorm2d) or not _ends(following):
-        raise SpaceError(f"layer {name!r} can be removed if it keeps the size and a batch normalisation and ReLU follow")
+        raise SpaceError(f"layer {name!r} can go if it keeps the size and a batch normalisation and ReLU follow")
     bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
     return carried_on(chain, place + 3, linearised(dense(conv), norm, bias), OrderedDict(layers[:place]))
 

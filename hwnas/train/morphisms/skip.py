@@ -53,14 +53,16 @@ def concat_skip(chain: nn.Sequential, first: str, last: str) -> nn.Sequential:
 
 
 def without_skip(skip: ConvexSkip) -> nn.Module:
-    """The layer alone, an approximation: its last batch normalisation takes the factor 1 - lambda where that is above 0.
+    """The layer alone, an approximation: its last batch normalisation takes the factor 1 - lambda, at least 0.
 
     Raises SpaceError if the layer does not end with a batch normalisation and ReLU.
     """
     layer = copy.deepcopy(skip.layer)
     parts = list(layer.children())
     if len(parts) < 2 or not isinstance(parts[-2], nn.BatchNorm2d) or not isinstance(parts[-1], nn.ReLU):
-        raise SpaceError(f"a skip can be taken out around layers that end with batch normalisation and ReLU, got {layer}")
+        raise SpaceError(
+            f"a skip can be taken out around layers that end with batch normalisation and ReLU, got {layer}"
+        )
     with torch.no_grad():
         for parameter in (parts[-2].weight, parts[-2].bias):
             parameter.mul_((1 - skip.mix).clamp(min=0))

@@ -94,9 +94,10 @@ def ignoring(view: View, extra: int, *, first: bool = False) -> View:
     """The view where the child's tensor has `extra` channels more, at its end (or its beginning), that say nothing."""
     zeros = view.kernel.new_zeros(len(view.kernel), extra, *view.kernel.shape[2:])
     unknown = torch.full((extra,), -1)
-    order = (lambda a, b: [b, a]) if first else (lambda a, b: [a, b])
-    kernel, source = torch.cat(order(view.kernel, zeros), 1), torch.cat(order(view.source, unknown))
-    return View(kernel, source, view.offset, view.exact)
+    kernels, sources = [view.kernel, zeros], [view.source, unknown]
+    if first:
+        kernels, sources = kernels[::-1], sources[::-1]
+    return View(torch.cat(kernels, 1), torch.cat(sources), view.offset, view.exact)
 
 
 def grown_source(channels: int, count: int, copies: bool, generator: torch.Generator) -> Tensor:

@@ -138,7 +138,8 @@ def evolved_proposals(
 ) -> Iterator[int]:
     """NSGA-II (Deb et al. 2002) one child at a time: the best `POPULATION` of `finished`, which grows, are parents."""
     row_of = {tuple(ops): row for row, ops in enumerate(cells.ops.tolist())}
-    order, seen = rng.permutation(len(cells.ops)).tolist(), set[int]()
+    order: list[int] = rng.permutation(len(cells.ops)).tolist()
+    seen = set[int]()
 
     def fresh() -> int:
         return next(row for row in order if row not in seen)
@@ -153,8 +154,9 @@ def evolved_proposals(
                 one, other = cells.ops[finished[first]], cells.ops[finished[second]]
                 child = np.where(rng.random(6) < 0.5, one, other)
                 child = np.where(rng.random(6) < 1 / 6, rng.integers(5, size=6), child)
-                if row_of[tuple(child.tolist())] not in seen:
-                    row = row_of[tuple(child.tolist())]
+                born = row_of.get(tuple(child.tolist()))
+                if born is not None and born not in seen:
+                    row = born
                     break
         seen.add(row)
         yield row

@@ -75,6 +75,7 @@ class CurveRanking:
 
     def decide(self, training: Training, others: Sequence[Training], objectives: Sequence[Objective]) -> Decision:
         """Stop a training whose chance to end on the front of the finished ones is too small."""
+        learned_column(training, objectives)  # wrong objectives are said at once, not when enough is finished
         epoch = training.epochs
         if not self.min_epochs <= epoch < self.max_epochs or (epoch - self.min_epochs) % self.interval:
             return Decision(False, f"epoch {epoch}: not asked")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hwnas.search.fidelity.standing import Spread
-from hwnas.search.fidelity.stopper import Decision, Training, check_settings
+from hwnas.search.fidelity.stopper import Decision, Training, check_settings, learned_column
 from hwnas.search.fidelity.successive_halving import check_halving, judge
 from hwnas.search.problem import Objective
 
@@ -64,6 +64,7 @@ class Hyperband:
 
     def decide(self, training: Training, others: Sequence[Training], objectives: Sequence[Objective]) -> Decision:
         """Stop a training that is at a rung of its bracket and not among the best of the bracket there."""
+        learned_column(training, objectives)  # wrong objectives are said at once, not at the first rung
         bracket = self.bracket_of(training.number)
         rungs = self.rungs(bracket)
         if training.epochs not in rungs:

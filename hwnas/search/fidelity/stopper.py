@@ -39,11 +39,9 @@ class Training:
             raise RecipeError(f"trainings are numbered from 0, got {self.number}")
         for name, value in self.known.items():
             if not math.isfinite(value):
-                raise RecipeError(f"training {self.number}: what is known before training is finite, {name} is {value}")
+                raise RecipeError(f"training {self.number}: known values are finite numbers, {name} is {value}")
         if self.finished and not (self.curve and math.isfinite(self.curve[-1])):
-            raise RecipeError(
-                f"training {self.number} cannot be finished without a last value, its curve: {self.curve}"
-            )
+            raise RecipeError(f"training {self.number} is finished without a last value, its curve: {self.curve}")
 
     @property
     def epochs(self) -> int:

@@ -56,6 +56,7 @@ class SuccessiveHalving:
 
     def decide(self, training: Training, others: Sequence[Training], objectives: Sequence[Objective]) -> Decision:
         """Stop a training that is at a rung, not on its front, and not among its best 1/eta."""
+        learned_column(training, objectives)  # wrong objectives are said at once, not at the first rung
         if training.epochs not in self.rungs:
             return Decision(False, f"epoch {training.epochs} is no rung; rungs: {self.rungs}")
         return judge(training, others, objectives, self.eta, self.spread)

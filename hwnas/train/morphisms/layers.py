@@ -114,7 +114,7 @@ def weights_of(module: nn.Module) -> Weights:
     """The numbers of the module of a MorphBlock or the stem."""
     values = {key: value.detach().cpu().double() for key, value in inner_of(module).state_dict().items()}
     skip = CONVEX if isinstance(module, ConvexSkip) else CONCAT if isinstance(module, ConcatSkip) else NONE
-    mix = float(module.mix) if isinstance(module, ConvexSkip) else 0.0
+    mix = float(module.mix.detach()) if isinstance(module, ConvexSkip) else 0.0
     norm = Norm(*(values[f"bn.{name}"] for name in _NORM_VALUES))
     return Weights(values["conv.weight"], values.get("depthwise.weight"), norm, skip, mix)
 

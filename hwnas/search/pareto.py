@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from hwnas.search.problem import BoolVector, FloatMatrix, FloatVector
 
+_CELLS = 1_000_000  # numbers in memory at once where every candidate meets every row of a front
 _BLOCK = 256  # rows compared at once with the whole front: small enough for the cache, large enough for NumPy
 
 
 def nondominated(losses: FloatMatrix) -> BoolVector:
-    """(n, m) losses -> (n,) bool, true on the Pareto front. n log n for m <= 2, n times front size beyond."""
+    """(n, m) losses -> (n,) bool, true on the Pareto front. n log n for m <= 3, n times front size beyond."""
     losses = _matrix(losses)
     mask = np.zeros(len(losses), dtype=np.bool_)
     rows = np.flatnonzero(~np.isnan(losses).any(axis=1))
@@ -31,7 +32,8 @@ def nondominated_ranks(losses: FloatMatrix) -> NDArray[np.int64]:
     losses = _matrix(losses)
     rows = np.flatnonzero(~np.isnan(losses).any(axis=1))
     points, group = _distinct(losses[rows])
-    levels = _ranks_2d(points) if losses.shape[1] == 2 else _ranks_by_peeling(points)
+    ranked = {2: _ranks_2d, 3: _ranks_3d}.get(losses.shape[1], _ranks_by_peeling)
+    levels = ranked(points)
     ranks = np.full(len(losses), levels.max(initial=-1) + 1, dtype=np.int64)
     ranks[rows] = levels[group]
     return ranks
@@ -78,6 +80,45 @@ def hypervolume(losses: FloatMatrix, reference: FloatVector) -> float:
     return _volume(inside - reference)
 
 
+def hypervolume_improvement(candidates: FloatMatrix, front: FloatMatrix, reference: FloatVector) -> FloatVector:
+    """(n, m) losses -> (n,) volume that each alone would add to that between (k, m) `front` and (m,) `reference`.
+
+    Exact. For 2 objectives one pass over n times k numbers; for more, one hypervolume of the front a candidate: the box
+    of a candidate less the part of it that the front covers. Rows with a NaN add nothing. Raises ValueError if shapes
+    differ, a reference is not finite or a loss is -inf.
+    """
+    candidates, front = _matrix(candidates), _matrix(front)
+    reference = np.asarray(reference, dtype=np.float64)
+    if candidates.shape[1] != front.shape[1]:
+        raise ValueError(f"candidates of {candidates.shape[1]} objectives and a front of {front.shape[1]} do not fit")
+    hypervolume(front, reference)  # refuses what has no volume
+    if np.isneginf(candidates).any():
+        raise ValueError("a loss of -inf adds an infinite hypervolume; drop such candidates")
+    inside = np.flatnonzero((candidates < reference).all(axis=1))
+    gains = np.zeros(len(candidates))
+    front = front[nondominated(front) & (front < reference).all(axis=1)]
+    if candidates.shape[1] == 2:
+        rows = max(1, _CELLS // (len(front) + 1))
+        for chunk in np.split(inside, range(rows, len(inside), rows)):
+            gains[chunk] = _areas_added(candidates[chunk], front, reference)
+    else:
+        for row in inside.tolist():
+            box = float(np.prod(reference - candidates[row]))
+            gains[row] = max(box - hypervolume(np.maximum(front, candidates[row]), reference), 0.0)
+    return gains
+
+
+def _areas_added(candidates: FloatMatrix, front: FloatMatrix, reference: FloatVector) -> FloatVector:
+    """(n, 2) -> (n,): the staircase of the front as columns, each cut at the candidate's left and lower side."""
+    steps = front[np.lexsort(front.T[::-1])]
+    lefts = np.append(-np.inf, steps[:, 0])
+    rights = np.append(steps[:, 0], reference[0])
+    tops = np.append(reference[1], steps[:, 1])
+    widths = np.maximum(rights - np.maximum(lefts, candidates[:, :1]), 0.0)
+    heights = np.maximum(tops - candidates[:, 1:], 0.0)
+    return np.asarray(np.einsum("nk,nk->n", widths, heights))
+
+
 def _matrix(losses: FloatMatrix) -> FloatMatrix:
     losses = np.asarray(losses, dtype=np.float64)
     if losses.ndim != 2 or losses.shape[1] == 0:
@@ -106,6 +147,9 @@ def _distinct_front(points: FloatMatrix) -> BoolVector:
         mask[:1] = True
         mask[1:] = points[1:, 1] < np.minimum.accumulate(points[:-1, 1])
         return mask
+    if points.shape[1] == 3:
+        front_only = _Staircase()
+        return np.array([front_only.take(y, z) for y, z in points[:, 1:].tolist()], dtype=np.bool_)
     front = points[:0]
     for start in range(0, len(points), _BLOCK):
         alive = np.arange(start, min(start + _BLOCK, len(points)))
@@ -139,6 +183,52 @@ def _ranks_2d(points: FloatMatrix) -> NDArray[np.int64]:
         rank = bisect_right(lowest, second)
         ranks[row] = rank
         lowest[rank : rank + 1] = [second]
+    return ranks
+
+
+class _Staircase:
+    """The second and third losses of a front of rows that come by ascending first loss: ys ascending, zs descending."""
+
+    def __init__(self) -> None:
+        self.ys: list[float] = []
+        self.zs: list[float] = []
+
+    def covers(self, y: float, z: float) -> bool:
+        """Whether some row taken so far is nowhere worse."""
+        below = bisect_right(self.ys, y)
+        return below > 0 and self.zs[below - 1] <= z
+
+    def take(self, y: float, z: float) -> bool:
+        """Take a row unless it is covered; what it covers itself will not be needed again."""
+        if self.covers(y, z):
+            return False
+        start = stop = bisect_left(self.ys, y)
+        while stop < len(self.zs) and self.zs[stop] >= z:
+            stop += 1
+        self.ys[start:stop], self.zs[start:stop] = [y], [z]
+        return True
+
+
+def _ranks_3d(points: FloatMatrix) -> NDArray[np.int64]:
+    """Ranks of distinct rows in lexicographic order: each joins the first front that has no row as good as it.
+
+    A row covered by a front is covered by every front before it, so a binary search finds the first that does not
+    (Zhang et al. 2015, "An efficient approach to nondominated sorting", ENS-BS).
+    """
+    fronts: list[_Staircase] = []
+    ranks = np.empty(len(points), dtype=np.int64)
+    for row, (y, z) in enumerate(points[:, 1:].tolist()):
+        low, high = 0, len(fronts)
+        while low < high:
+            middle = (low + high) // 2
+            if fronts[middle].covers(y, z):
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(fronts):
+            fronts.append(_Staircase())
+        fronts[low].take(y, z)
+        ranks[row] = low
     return ranks
 
 

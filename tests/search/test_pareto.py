@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from optuna._hypervolume import compute_hypervolume
 
-from hwnas.search.pareto import crowding_distance, hypervolume, nondominated, nondominated_ranks
+from hwnas.search import pareto
+from hwnas.search.pareto import (
+    crowding_distance,
+    hypervolume,
+    hypervolume_improvement,
+    nondominated,
+    nondominated_ranks,
+)
 
 
 def dominates(a, b):
@@ -101,6 +108,70 @@ def test_a_hundred_thousand_points_finish():
     sphere = np.abs(rng.normal(size=(20_000, 3)))
     sphere = 1 - sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
     assert hypervolume(sphere, np.ones(3)) == pytest.approx(np.pi / 6, rel=1e-2)
+
+
+def test_a_hundred_thousand_points_of_three_objectives_finish():
+    """The front of a sphere is all of it: 5e9 pairs, which a sweep does not compare."""
+    rng = np.random.default_rng(0)
+    sphere = np.abs(rng.normal(size=(100_000, 3)))
+    sphere = 1 - sphere / np.linalg.norm(sphere, axis=1, keepdims=True)
+    assert nondominated(sphere).all()
+    behind = sphere[:50_000] + 0.5
+    assert nondominated_ranks(np.concatenate([sphere, behind]))[-50_000:].min() >= 1
+    assert hypervolume(sphere, np.ones(3)) == pytest.approx(np.pi / 6, rel=4e-3)
+
+
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_ranks_of_many_rows_are_fronts_of_what_is_left(m):
+    losses = np.round(np.random.default_rng(m).normal(size=(800, m)), 1)
+    ranks = nondominated_ranks(losses)
+    for rank in range(ranks.max() + 1):
+        left = ranks >= rank
+        np.testing.assert_array_equal(nondominated(losses[left]), ranks[left] == rank)
+
+
+@given(st.integers(1, 4).flatmap(lambda m: st.tuples(*(matrices(st.just(m), few_values, rows) for rows in (12, 8)))))
+def test_improvement_is_the_difference_of_two_hypervolumes(both):
+    candidates, front = both
+    reference = np.full(front.shape[1], 2.5)
+    before = hypervolume(front, reference)
+    expected = [hypervolume(np.vstack([front, row]), reference) - before for row in candidates]
+    np.testing.assert_allclose(hypervolume_improvement(candidates, front, reference), expected, rtol=0, atol=1e-9)
+
+
+def test_improvement_over_two_objectives_in_parts_and_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    candidates, front, reference = rng.normal(size=(20_000, 2)), rng.normal(size=(40, 2)), np.ones(2)
+    together = hypervolume_improvement(candidates, front, reference)
+    before = compute_hypervolume(front[(front < 1).all(axis=1)], reference)
+    for row in np.flatnonzero(candidates.max(axis=1) < 1)[:50]:
+        points = np.vstack([front[(front < 1).all(axis=1)], candidates[row]])
+        assert together[row] == pytest.approx(compute_hypervolume(points, reference) - before, abs=1e-12)
+    monkeypatch.setattr(pareto, "_CELLS", 1000)
+    np.testing.assert_array_equal(hypervolume_improvement(candidates, front, reference), together)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_improvement_over_nothing_is_the_box(m):
+    candidates = np.array([[0.5] * m, [1.0] * m, [np.nan] * m])
+    np.testing.assert_allclose(
+        hypervolume_improvement(candidates, np.empty((0, m)), np.ones(m)), [0.5**m, 0, 0], atol=1e-15
+    )
+    assert hypervolume_improvement(candidates[:0], candidates, np.ones(m)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "front", "reference"),
+    [
+        (np.zeros((1, 3)), np.zeros((1, 2)), np.ones(2)),
+        (np.zeros((1, 2)), np.zeros((1, 2)), np.array([1.0, np.nan])),
+        (np.array([[0.0, -np.inf]]), np.zeros((1, 2)), np.ones(2)),
+        (np.zeros((1, 2)), np.array([[0.0, -np.inf]]), np.ones(2)),
+    ],
+)
+def test_improvement_refuses_what_has_none(candidates, front, reference):
+    with pytest.raises(ValueError, match=r"reference|hypervolume|do not fit"):
+        hypervolume_improvement(candidates, front, reference)
 
 
 def test_copies_are_kept_and_nan_is_dropped():

@@ -45,6 +45,12 @@ class BlockIndex:
             self._strides.append(
                 np.array([int(np.prod(extents[axis + 1 :])) for axis in range(len(extents))], dtype=np.int64)
             )
+        # One matrix product and one gather serve all positions: strides by slot and position, tables end to end.
+        self._all_strides = np.zeros((len(space.slots), len(space.positions)))
+        for place, (position, strides) in enumerate(zip(space.positions, self._strides, strict=True)):
+            np.add.at(self._all_strides[:, place], list(position.slots), strides)
+        self._starts = np.cumsum([0, *(len(lookup) for lookup in self._lookup)])[:-1, None]
+        self._all_lookup = np.concatenate([np.empty(0, dtype=np.int64), *self._lookup])
         self.blocks = tuple(numbers)
         self.keys = tuple(block.key for block in self.blocks)
 
@@ -58,13 +64,7 @@ class BlockIndex:
 
     def numbers(self, archs: IntMatrix) -> IntMatrix:
         """(n, slots) canonical -> (n, positions) block numbers, -1 where nothing stands."""
-        return np.stack(
-            [
-                lookup[_ravel(archs, position.slots, strides)]
-                for position, lookup, strides in zip(self.space.positions, self._lookup, self._strides, strict=True)
-            ],
-            axis=1,
-        )
+        return np.ascontiguousarray(self._all_lookup[self._places(archs)].T)
 
     def counts(self, archs: IntMatrix) -> FloatMatrix:
         """(n, slots) canonical -> (n, blocks): how often each block stands in each network."""
@@ -89,14 +89,13 @@ class BlockIndex:
     def total(self, archs: IntMatrix, costs: list[FloatVector]) -> FloatVector:
         """(n, slots) canonical -> (n,) sum over the positions of the `costs` of `costs()`."""
         total = np.zeros(len(archs))
-        for position, cost, strides in zip(self.space.positions, costs, self._strides, strict=True):
-            if cost.any():
-                total += cost[_ravel(archs, position.slots, strides)]
+        # Added in the order of the positions: `sum` would round one architecture otherwise than many.
+        for values in np.concatenate([np.empty(0), *costs])[self._places(archs)]:
+            total += values
         return total
 
-
-def _ravel(archs: IntMatrix, slots: tuple[int, ...], strides: NDArray[np.int64]) -> NDArray[np.int64]:
-    flat = np.zeros(len(archs), dtype=np.int64)
-    for slot, stride in zip(slots, strides, strict=True):
-        flat += archs[:, slot] * stride
-    return flat
+    def _places(self, archs: IntMatrix) -> NDArray[np.int64]:
+        """(n, slots) -> (positions, n) where in the tables, laid end to end, each position's combination is."""
+        # In floating point, where a matrix product is fast; exact, as all numbers are far below 2^53.
+        flat = self._all_strides.T @ np.asarray(archs, dtype=np.float64).T
+        return np.asarray(flat.astype(np.int64) + self._starts)

@@ -68,6 +68,8 @@ class MobileNetV3Space(SearchSpace):
         }
         self.num_classes = num_classes
         self._max_depth = max(depths)
+        # By depth option, 1 for the kernel and the expansion of every layer that stands, else 0.
+        self._active = np.repeat(np.arange(self._max_depth) < np.array(depths)[:, None], 2, axis=1).astype(np.int64)
         slots = [Slot("resolution", tuple(resolutions)), Slot("width", tuple(width_mults))]
         positions = [Position("stem", (0, 1)), Position("first", (0, 1))]
         for stage in range(len(stage_widths)):
@@ -135,13 +137,8 @@ class MobileNetV3Space(SearchSpace):
 
     def canonical(self, archs: IntMatrix) -> IntMatrix:
         archs = archs.copy()
-        depths = np.array(self._config["depths"])
-        for stage in range(len(self._config["stage_widths"])):
-            depth_slot = 2 + stage * (1 + 2 * self._max_depth)
-            depth = depths[archs[:, depth_slot]]
-            for layer in range(min(depths), self._max_depth):
-                kernel_slot = depth_slot + 1 + 2 * layer
-                archs[layer >= depth, kernel_slot : kernel_slot + 2] = 0
+        stages = archs[:, 2:].reshape(len(archs), len(self._config["stage_widths"]), 1 + 2 * self._max_depth)
+        stages[:, :, 1:] *= self._active[stages[:, :, 0]]  # a view of the copy, written in place
         return archs
 
     def input_shape(self, arch: Arch) -> tuple[int, int, int]:

@@ -165,6 +165,17 @@ class SearchSpace(ABC):
         found = unique_archs(self.canonical(np.array(steps, dtype=np.int64).reshape(-1, len(self.slots))))
         return found[(found != np.array(self.check(arch))).any(axis=1)]
 
+    def start_archs(self) -> IntMatrix:
+        """(k, slots): small canonical architectures that a search may begin with; here none."""
+        return np.empty((0, len(self.slots)), dtype=np.int64)
+
+    def features(self, archs: IntMatrix) -> NDArray[np.float64]:
+        """(n, slots) canonical -> (n, k) counts that say what a network computes, the same for those that do the same.
+
+        Models of accuracy use them beside the slots. Here none; worth giving where different slots make equal networks.
+        """
+        return np.empty((len(archs), 0))
+
     def describe(self, arch: Arch) -> dict[str, Option]:
         """Slot name -> chosen option, of the canonical architecture."""
         return {slot.name: slot.options[index] for slot, index in zip(self.slots, self.check(arch), strict=True)}

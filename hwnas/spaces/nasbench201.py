@@ -11,11 +11,14 @@ strings: `nasbench201_names.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.blocks import Block, ConvBlock
@@ -35,6 +38,15 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 _STAGES = 3
 _NONE, _SKIP, _CONV1, _CONV3, _POOL = range(len(OPS))
 _Value = TypeVar("_Value")
+# the edges of every way from node 0 to node 3, and the sequences of operations as numbers of base 5, no `none` in them
+_PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
+_SEQUENCES = np.array(
+    sorted(
+        sum(op * len(OPS) ** place for place, op in enumerate(reversed(ops)))
+        for length in range(4)
+        for ops in itertools.product((_CONV1, _CONV3, _POOL), repeat=length)
+    )
+)
 
 
 class NasBench201Space(SearchSpace):
@@ -106,6 +118,22 @@ class NasBench201Space(SearchSpace):
             entering[edge23 == _NONE] = _NONE
         edge01[(edge12 == _NONE) & (edge13 == _NONE)] = _NONE
         return archs
+
+    def features(self, archs: IntMatrix) -> NDArray[np.float64]:
+        """(n, 6) canonical -> (n, 40) how often each sequence of operations leads from the input to the output.
+
+        Path encoding (White et al., AAAI 2021, arXiv 1910.11858) without `skip_connect`, which computes nothing: cells
+        that are the same but for the numbering of their nodes have the same counts.
+        """
+        counts = np.zeros((len(archs), len(_SEQUENCES)))
+        rows = np.arange(len(archs))
+        for path in _PATHS:
+            code = np.zeros(len(archs), dtype=np.int64)
+            for ops in archs[:, list(path)].T:
+                code = np.where(ops == _SKIP, code, code * len(OPS) + ops)
+            open_ = (archs[:, list(path)] != _NONE).all(axis=1)
+            counts[rows[open_], np.searchsorted(_SEQUENCES, code[open_])] += 1
+        return counts
 
     def build(self, arch: Arch) -> nn.Module:
         """The network as a sequence of stem, cells, reductions and head."""

@@ -138,13 +138,18 @@ def curve_values(trainings: Sequence[Training], epoch: int, sense: float) -> Flo
 
     `sense` is 1 where the user wants more, -1 otherwise. A missing value is the last before it, or else the first.
     """
+    half = (epoch + 1) // 2
     rows = []
     for training in trainings:
-        values = sense * np.array(training.curve[:epoch])
-        there = np.flatnonzero(np.isfinite(values))
-        half = there[max(0, int(np.searchsorted(there, (epoch + 1) // 2 - 1, "right")) - 1)]
-        rows.append((values[there[-1]], values[half]))
-    return np.array(rows, dtype=np.float64)
+        seen = training.curve[:epoch]
+        before = _latest(seen[:half])
+        rows.append((_latest(seen), _latest(seen[::-1]) if math.isnan(before) else before))
+    return sense * np.array(rows, dtype=np.float64)
+
+
+def _latest(values: Sequence[float]) -> float:
+    """The last finite value; NaN if there is none."""
+    return next((value for value in reversed(values) if math.isfinite(value)), math.nan)
 
 
 def _known(trainings: Sequence[Training], objectives: Sequence[Objective]) -> FloatMatrix:

@@ -124,7 +124,7 @@ def rivals(training: Training, others: Sequence[Training], objectives: Sequence[
     column = learned_column(training, objectives)
     found = sorted((other for other in others if other.number != training.number), key=lambda other: other.number)
     for other in found:
-        if learned_column(other, objectives) != column:
+        if other.known.keys() != training.known.keys() and learned_column(other, objectives) != column:
             raise RecipeError(
                 f"the curves measure one objective: {objectives[column].name} for training {training.number}, another "
                 f"for training {other.number}, of which {list(other.known)} are known"

@@ -1,0 +1,196 @@
+"""Bayesian search for spaces of categorical slots: few evaluations of what is expensive, everything else known.
+
+A Gaussian process for every expensive objective (`warped.py`) sees the slots, what the space says of equal networks
+(`SearchSpace.features`) and zero-shot scores as its prior: how far each is to be believed is fitted. Latency and the
+like are known exactly. Evaluated next is what promises the largest expected hypervolume improvement (Emmerich et al.
+2006; the expectation by quantiles, the improvement exactly), within the limits. What is being evaluated elsewhere counts
+as if it gave what the model predicts ("kriging believer", Ginsbourger et al. 2010), so that batches spread.
+
+The first trials are the best of each exact objective and some spread over the front of exact objectives and scores.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import norm, qmc
+
+from hwnas.errors import RecipeError
+from hwnas.search.inner import nsga2
+from hwnas.search.known import Known
+from hwnas.search.pareto import hypervolume_improvement, nondominated
+from hwnas.search.problem import FloatMatrix, FloatVector, Objective
+from hwnas.search.samplers.base import History, HistorySampler, Proposal
+from hwnas.search.samplers.genes import ArchGenes, Genes, Rows
+from hwnas.search.samplers.pool import Pool, combined, kernels, pool_of
+from hwnas.search.warped import WarpedModel
+
+# A space up to this size is looked at whole; of a larger one, random architectures, what is near to the front, and what
+# an evolution on the model finds.
+_WHOLE = 50_000
+_RANDOM = 2_000
+_POPULATION, _GENERATIONS = 100, 20
+_DRAWS = 32  # of the expensive objectives, for the expectation
+_SHORTLIST = 100  # candidates left where each improvement takes a hypervolume of its own (3 objectives or more)
+
+
+class SurrogateSampler(HistorySampler):
+    """Expected hypervolume improvement after `start` trials. Raises RecipeError if `start` is below 2."""
+
+    def __init__(self, *, seed: int | None = None, known: Known | None = None, start: int = 5) -> None:
+        if start < 2:
+            raise RecipeError(f"needs start >= 2, got {start}")
+        super().__init__(seed=seed, known=known)
+        self._start = start
+        self._whole: Pool | None = None
+        self._designs: dict[int, Rows] = {}
+
+    def propose(self, history: History, genes: Genes, rng: np.random.Generator) -> Proposal | None:
+        known = self._known if isinstance(genes, ArchGenes) else None
+        if len(history) < self._start:
+            rows = self._design(genes, known, self._start + len(history.pending))
+            rows = self.choices(history, rows)
+            return Proposal(rows[0], {}) if len(rows) else None
+        exact = [] if known is None else known.exact_numbers
+        model = _Model(history, pool_of(history.rows, genes, known), pool_of(history.pending, genes, known), exact)
+        if not model.expensive:
+            return None
+        pool = self._candidates(history, genes, known, model, rng)
+        gains = model.expected_gains(pool, self._limits(known)) if len(pool) else np.zeros(0)
+        return Proposal(pool.rows[int(gains.argmax())], {}) if len(pool) else None
+
+    def _design(self, genes: Genes, known: Known | None, n: int) -> Rows:
+        """(at least n, genes) rows to begin with, as far as there are so many; the same whenever they are asked for."""
+        if n in self._designs:
+            return self._designs[n]
+        rng = np.random.default_rng(self._seed)
+        pool = self._everything(genes, known)
+        if pool is None:
+            rows = genes.sample(_RANDOM, rng) if known is None else known.sample(_RANDOM, rng)
+            pool = pool_of(np.unique(rows, axis=0), genes, known)
+        score = combined(pool.ranks) if pool.ranks.shape[1] else np.zeros(len(pool))
+        ends = [int(np.lexsort((-score, column))[0]) for column in pool.exact.T]
+        losses = np.column_stack([pool.exact, -score])
+        front = np.flatnonzero(nondominated(losses)) if losses[:, -1].any() else np.arange(0)
+        front = front[np.lexsort(losses[front].T[::-1])]
+        places = np.linspace(0, len(front) - 1, max(0, n - len(set(ends)))).round().astype(int)
+        chosen = dict.fromkeys([*ends, *(front[places].tolist() if len(front) else []), *rng.permutation(len(pool))])
+        self._designs[n] = pool.rows[list(chosen)[: max(n, len(ends) + len(places))]]
+        return self._designs[n]
+
+    def _everything(self, genes: Genes, known: Known | None) -> Pool | None:
+        """Every architecture within the limits, if they are few enough to be looked at one by one."""
+        if known is None or known.space.size > _WHOLE:
+            return None
+        if self._whole is None:
+            tuples = np.indices(known.space.cardinalities).reshape(len(known.space.slots), -1).T
+            rows = np.unique(known.space.canonical(np.ascontiguousarray(tuples)), axis=0)
+            self._whole = pool_of(rows[known.feasible(rows)], genes, known)
+        return self._whole
+
+    def _candidates(
+        self, history: History, genes: Genes, known: Known | None, model: _Model, rng: np.random.Generator
+    ) -> Pool:
+        """New architectures within the limits."""
+        whole = self._everything(genes, known)
+        if whole is not None:
+            return whole.take(history.fresh(whole.rows))
+        parts = [genes.neighbours(row, rng) for row in history.rows[history.front]]
+        if known is None:
+            parts.append(genes.sample(_RANDOM, rng))
+        else:
+            parts += [known.sample(_RANDOM, rng), self._evolved(history, genes, known, model, rng)]
+        return pool_of(self.choices(history, np.concatenate(parts)), genes, known)
+
+    def _evolved(self, history: History, genes: Genes, known: Known, model: _Model, rng: np.random.Generator) -> Rows:
+        """The front that the model predicts within the limits, found by NSGA-II."""
+
+        def evaluate(archs: Rows) -> FloatMatrix:
+            losses = model.predict(pool_of(archs, genes, known))
+            losses[~known.feasible(archs)] = np.nan
+            return losses
+
+        losses = [Objective(objective.name, "", "minimize") for objective in known.objectives]
+        return nsga2(
+            known.space,
+            evaluate,
+            losses,
+            population=_POPULATION,
+            generations=_GENERATIONS,
+            seed=int(rng.integers(1 << 31)),
+            initial=np.concatenate([known.sample(_POPULATION, rng), history.rows]),
+        ).archs
+
+    def _limits(self, known: Known | None) -> dict[int, float]:
+        """Objective number -> the loss that is its limit."""
+        objectives = () if known is None else known.objectives
+        return {n: each.sign * each.limit for n, each in enumerate(objectives) if each.limit is not None}
+
+
+class _Model:
+    """What the trials of a study tell about all objectives: exact ones as they are, a process for every other."""
+
+    def __init__(self, history: History, seen: Pool, pending: Pool, exact: list[int]) -> None:
+        self._exact = exact
+        self._count = history.losses.shape[1]
+        self.expensive = [number for number in range(self._count) if number not in exact]
+        parts = kernels(seen)
+        self._processes = [
+            WarpedModel.fit(parts, seen.features, history.losses[:, number]).with_fantasies(pending.features)
+            for number in self.expensive
+        ]
+        # what was evaluated counts by its prediction, from which the noise of a single evaluation is gone
+        predicted = self.predict(seen)
+        self._reached = np.concatenate([predicted[history.violation == 0], self.predict(pending)])
+        self._worst = np.maximum(predicted.max(axis=0), history.losses.max(axis=0))
+
+    def predict(self, pool: Pool) -> FloatMatrix:
+        """(n, objectives) losses; the medians of the expensive ones."""
+        losses = np.empty((len(pool), self._count))
+        losses[:, self._exact] = pool.exact
+        for number, process in zip(self.expensive, self._processes, strict=True):
+            losses[:, number] = process.quantiles(pool.features, np.zeros(1))[:, 0]
+        return losses
+
+    def expected_gains(self, pool: Pool, limits: dict[int, float]) -> FloatVector:
+        """(n,) expected hypervolume improvements.
+
+        The reference point is the worst there is: of exact objectives among all candidates, of the others among what
+        was evaluated, and a limit where there is one.
+        """
+        reference = self._worst.copy()
+        if len(self._exact):
+            reference[self._exact] = np.maximum(reference[self._exact], pool.exact.max(axis=0))
+        for number, limit in limits.items():
+            reference[number] = min(reference[number], limit)
+        reference += 1e-9 * np.maximum(np.abs(reference), 1.0)
+        front = self._reached[nondominated(self._reached)]
+        gains = np.zeros(len(pool))
+        rows = np.arange(len(pool)) if self._count <= 2 else self._promising(pool, front)
+        draws = self._draws(pool.take(rows))
+        flat = hypervolume_improvement(draws.reshape(-1, self._count), front, reference)
+        gains[rows] = flat.reshape(len(rows), -1).mean(axis=1)
+        return gains
+
+    def _draws(self, pool: Pool) -> FloatMatrix:
+        """(n, draws, objectives) losses, the same quantiles for every candidate."""
+        count = len(self.expensive)
+        if count == 1:
+            points = (np.arange(_DRAWS)[:, None] + 0.5) / _DRAWS
+        else:
+            points = np.clip(qmc.Sobol(count, seed=0).random(_DRAWS), 1e-3, 1 - 1e-3)
+        losses = np.empty((len(pool), _DRAWS, self._count))
+        losses[:, :, self._exact] = pool.exact[:, None]
+        for column, (number, process) in enumerate(zip(self.expensive, self._processes, strict=True)):
+            losses[:, :, number] = process.quantiles(pool.features, norm.ppf(points[:, column]))
+        return losses
+
+    def _promising(self, pool: Pool, front: FloatMatrix) -> Rows:
+        """The candidates that go farthest beyond the front, each a deviation better than predicted, on its own scale."""
+        hopeful = self.predict(pool)
+        for number, process in zip(self.expensive, self._processes, strict=True):
+            hopeful[:, number] = process.quantiles(pool.features, -np.ones(1))[:, 0]
+        extent = np.ptp(np.concatenate([front, hopeful]), axis=0)
+        scaled, steps = (values / np.where(extent > 0, extent, 1.0) for values in (hopeful, front))
+        # additive epsilon: by how much the worst objective could be worse and the front would still not cover it
+        beyond = np.max(steps[None] - scaled[:, None], axis=2).min(axis=1)
+        return np.argsort(-beyond, kind="stable")[:_SHORTLIST]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hwnas.space import Arch, SearchSpace
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
@@ -79,14 +79,19 @@ def _untouched(parent: nn.Module, child: nn.Module, pairs: list[tuple[str, str]]
     for old, new in pairs:
         if old not in modules:
             continue
-        before, module = modules[old].state_dict(), child.get_submodule(new)
-        after = module.state_dict()
+        module = child.get_submodule(new)
+        before, after = _values(modules[old]), _values(module)
         if before.keys() == after.keys() and all(
-            before[key].shape == value.shape and torch.equal(before[key].cpu(), value) for key, value in after.items()
+            before[key].shape == value.shape and torch.equal(before[key], value) for key, value in after.items()
         ):
             names += [f"{new}.{key}" for key, _ in module.named_parameters()]
     order = [name for name, _ in child.named_parameters()]
     return tuple(sorted(names, key=order.index))
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    """All that a module computes with; how many batches it has seen is nothing of it."""
+    return {key: value.cpu() for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
 
 
 def _changed_slots(space: SearchSpace, parent_arch: Arch, child_arch: Arch) -> str:

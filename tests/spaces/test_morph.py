@@ -63,7 +63,8 @@ def arch_of(space: MorphSpace, stem: int, *stages: list[tuple[int, int, str, str
     for stage, layers in enumerate(stages):
         choice[f"stage{stage}.depth"] = len(layers)
         for place, layer in enumerate(layers, space.max_depth - len(layers)):
-            choice |= dict(zip([f"stage{stage}.{place}.{n}" for n in ("width", "kernel", "conv", "skip")], layer))
+            names = [f"stage{stage}.{place}.{part}" for part in ("width", "kernel", "conv", "skip")]
+            choice |= dict(zip(names, layer, strict=True))
     return space.arch_of(choice)
 
 
@@ -310,8 +311,9 @@ def test_neighbours_are_canonical_others_and_lead_on(small):
         assert not (found == row).all(axis=1).any()
     arch, rng, seen = rows_of(small.sample(1, np.random.default_rng(2)))[0], np.random.default_rng(3), set()
     for _ in range(300):
-        arch = tuple(rng.choice(small.neighbours(arch)).tolist())
-        seen.add(arch)
+        near_by = small.neighbours(arch)
+        seen |= set(rows_of(near_by))
+        arch = tuple(rng.choice(near_by).tolist())
     depths = {(arch[small.depth_slot(0)], arch[small.depth_slot(1)]) for arch in seen}
     assert depths == {(first, second) for first in range(3) for second in range(3)}
 

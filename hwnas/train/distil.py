@@ -68,7 +68,7 @@ class Lesson:
         unknown = sorted(set(distil.untouched) - set(names))
         if unknown:
             raise RecipeError(
-                f"untouched names {unknown[0]!r}, which is no parameter of the network: {', '.join(names)}"
+                f"untouched names {unknown[0]!r}, no parameter of the network: {', '.join(names)}"
             )
         if distil.frozen_epochs and set(names) <= set(distil.untouched):
             raise RecipeError(
@@ -81,6 +81,15 @@ class Lesson:
     def frozen(self, epoch: int) -> Collection[str]:
         """The parameters that stay as they are in an epoch, counted from 0."""
         return self._distil.untouched if epoch < self._distil.frozen_epochs else ()
+
+    def set_apart(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
+        """Give what begins to learn later groups of its own: torch's fused optimisers need one age within a group."""
+        late = {id(student.get_parameter(name)) for name in self.frozen(0)}
+        for group in list(optimizer.param_groups):
+            mine = [parameter for parameter in group["params"] if id(parameter) in late]
+            if mine:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in late]
+                optimizer.add_param_group({**group, "params": mine})
 
     def blended(self, loss: Tensor, logits: Tensor, inputs: Tensor) -> Tensor:
         """The cross-entropy `loss` of a batch, and what the teacher says of (batch, channels, size, size) `inputs`."""

@@ -134,6 +134,8 @@ def train(
         rate = rate if config.learning_rate is None else config.learning_rate
         decay = decay if config.weight_decay is None else config.weight_decay
         optimizer = build_optimizer(module, config.optimizer, decay, device)
+        if lesson is not None:
+            lesson.set_apart(optimizer, module)
         train_set = _placed(data.x_train, size, device), data.y_train.to(device)
         valid_set = _placed(data.x_valid, size, device), data.y_valid.to(device)
         stand = _Stand()
@@ -148,7 +150,7 @@ def train(
             steps = np.linspace(stand.progress, end, 2 * _batches(len(data.x_train), config.batch_size) + 1)[1::2]
             rates = [rate * rate_factor(float(step), config.warmup_epochs / config.epochs) for step in steps]
             with training_mode(module, lesson.frozen(stand.epoch) if lesson is not None else ()):
-                loss = _train_epoch(module, *train_set, data, size, config, optimizer, rates, stand.epoch, lesson)
+                loss = _train_epoch(module, *train_set, data, size, config, optimizer, lesson, rates, stand.epoch)
             if not math.isfinite(loss) or not _finite(module):
                 raise TrainingFailed(
                     f"training diverged in epoch {stand.epoch + 1} of {config.epochs}: its mean loss is {loss} at "
@@ -203,9 +205,9 @@ def _train_epoch(
     size: int,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer,
+    lesson: Lesson | None,
     rates: Sequence[float],
     epoch: int,
-    lesson: Lesson | None,
 ) -> float:
     """Train on every image once, one learning rate per batch; the mean loss."""
     device = next(module.parameters()).device

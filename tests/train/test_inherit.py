@@ -1,4 +1,4 @@
-"""Children of `morph` with their parents' weights: exact where a morphism is, close elsewhere, for every kind of step."""
+"""Children of `morph` with their parents' weights, for every kind of step: exact where a morphism is, else close."""
 
 from __future__ import annotations
 

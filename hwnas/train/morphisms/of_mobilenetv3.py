@@ -3,8 +3,8 @@
 Larger kernels have zeros around the old ones (Once-for-All, arXiv 1908.09791, nests them likewise), new channels have
 zeros in whatever reads them, squeeze-excite included, and a new layer is a residual block whose last batch
 normalisation begins at zero (as in Goyal et al. 2017, arXiv 1706.02677, section 5.1). Smaller ones keep the middle of
-the kernel and the channels with the largest L1 norms. Expansion 1 has no expanding layer, so a step from or to it
-loses what an activation would change.
+the kernel and the channels with the largest L1 norms. What is gone goes on as its mean, as batch normalisation tells it. Expansion 1
+has no expanding layer, so a step from or to it loses what an activation would change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hwnas.blocks import MBConv
 from hwnas.space import Arch
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
-from hwnas.train.morphisms.views import View, chosen, composed, identity_view, is_same, resized, selection
+from hwnas.train.morphisms.views import View, chosen, composed, expected, identity_view, is_same, resized, selection
 
 
 def inherit_mobilenetv3(
@@ -66,9 +66,15 @@ def _conv_bn(before: nn.Module, after: nn.Module, source: Tensor, view: View, rn
     child_weight[known] = composed(weight, view.kernel)[rows].float()
     shift = weight.sum((2, 3)) @ view.offset
     _batch_norm(before, after, source, shift)
-    return replace(
-        made := selection(source, len(weight), rng, _value(before, "bn.bias")), exact=made.exact and view.exact
-    )
+    made = selection(source, len(weight), rng, _mean_of(before))
+    return replace(made, exact=made.exact and view.exact)
+
+
+def _mean_of(layer: nn.Module) -> Tensor:
+    """(channels,) what leaves a convolution with batch normalisation and perhaps an activation, on average."""
+    mean, std = _value(layer, "bn.bias"), _value(layer, "bn.weight")
+    activation = dict(layer.named_children()).get("activation")
+    return mean if activation is None else expected(activation, mean, std)
 
 
 def _batch_norm(before: nn.Module, after: nn.Module, source: Tensor, shift: Tensor | None = None) -> None:
@@ -90,18 +96,33 @@ def _bottleneck(before: MBConv, after: MBConv, view: View, rng: torch.Generator)
     known = mid.source >= 0
     child_depthwise[known] = fitted[mid.source[known]].float()
     _batch_norm(old.get_submodule("depthwise"), new.get_submodule("depthwise"), mid.source)
+    mean = _mean_of(old.get_submodule("depthwise"))
     if "se.gate.reduce.weight" in dict(new.named_parameters()):
-        exact = _squeeze_excite(old.get_submodule("se.gate"), new.get_submodule("se.gate"), mid, rng) and exact
+        gate = old.get_submodule("se.gate")
+        gated = _gate(gate, mean) * mean
+        exact = _squeeze_excite(gate, new.get_submodule("se.gate"), _missing(mid, mean), rng) and exact
+        mean = gated
     project, child_project = old.get_submodule("project"), new.get_submodule("project")
     tied = before.residual and after.residual
     source = view.source if tied else _chosen(project, child_project, rng)
-    # a channel's mean after an activation, and a gate, is not known, so what prunes it leaves the statistics alone
-    mid = replace(mid, offset=torch.zeros_like(mid.offset))
-    made = _conv_bn(project, child_project, source, mid, rng)
+    made = _conv_bn(project, child_project, source, _missing(mid, mean), rng)
     if tied:
         made = replace(view, offset=torch.where(view.kernel.flatten(1).any(1), view.offset,
                                                 view.offset + _value(project, "bn.bias")))  # fmt: skip
     return replace(made, exact=view.exact and mid.exact and exact and before.residual == after.residual and made.exact)
+
+
+def _missing(view: View, mean: Tensor) -> View:
+    """The view with the `mean` (parent,) of the channels that the child does not have."""
+    gone = ~view.kernel.flatten(1).any(1)
+    return replace(view, offset=torch.where(gone, mean, torch.zeros_like(mean)))
+
+
+def _gate(gate: nn.Module, mean: Tensor) -> Tensor:
+    """(channels,) by which squeeze-excite multiplies an image of these means."""
+    squeezed = _value(gate, "reduce.weight")[:, :, 0, 0] @ mean + _value(gate, "reduce.bias")
+    opened = _value(gate, "expand.weight")[:, :, 0, 0] @ squeezed.relu() + _value(gate, "expand.bias")
+    return nn.functional.hardsigmoid(opened)
 
 
 def _expanded(old: nn.Module, new: nn.Module, view: View, rng: torch.Generator) -> tuple[View, bool]:
@@ -133,7 +154,8 @@ def _squeeze_excite(before: nn.Module, after: nn.Module, mid: View, rng: torch.G
     inner = selection(squeezed, len(reduce), rng)
     known, rows = squeezed >= 0, squeezed[squeezed >= 0]
     values["reduce.weight"][known] = composed(reduce, mid.kernel)[rows].float()
-    values["reduce.bias"][known] = _value(before, "reduce.bias")[rows].float()
+    shift = reduce.sum((2, 3)) @ mid.offset
+    values["reduce.bias"][known] = (_value(before, "reduce.bias") + shift)[rows].float()
     known, rows = mid.source >= 0, mid.source[mid.source >= 0]
     values["expand.weight"][known] = composed(expand, inner.kernel)[rows].float()
     values["expand.bias"][known] = _value(before, "expand.bias")[rows].float()

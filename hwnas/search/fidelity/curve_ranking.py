@@ -6,8 +6,9 @@ differs from theirs: `pairwise.py`. With several objectives a training competes 
 nowhere worse in what was known before training (for latency: that is at most as slow): who does not end better than
 that one is not on the front. A training with no such rival is never stopped.
 
-Features of a curve after some epoch, as normal scores among all trainings that have a value there: the value, and how
-far that score is above the one at half of these epochs, which tells who catches up. The objectives known before
+Features of a curve after some epoch, as normal scores among all trainings that have a value there: the best value so
+far, since at high learning rates single values dip by chance, and how far its score is above that of the best value
+until half of these epochs, which tells who catches up. The objectives known before
 training are features too: slow networks often learn late. So are `Training.features`, if given.
 
 What is stopped is never known to the end, so the finished curves are those of networks that were worth finishing.
@@ -134,22 +135,17 @@ def _chance(training: Training, shown: Sequence[Training], best: Training, objec
 
 
 def curve_values(trainings: Sequence[Training], epoch: int, sense: float) -> FloatMatrix:
-    """(n, 2) the value after that epoch and the one at half of the epochs, more is better.
+    """(n, 2) the best value until that epoch, and until half of the epochs, more is better.
 
-    `sense` is 1 where the user wants more, -1 otherwise. A missing value is the last before it, or else the first.
+    `sense` is 1 where the user wants more, -1 otherwise. What was not measured until half is the first value.
     """
-    half = (epoch + 1) // 2
     rows = []
     for training in trainings:
-        seen = training.curve[:epoch]
-        before = _latest(seen[:half])
-        rows.append((_latest(seen), _latest(seen[::-1]) if math.isnan(before) else before))
-    return sense * np.array(rows, dtype=np.float64)
-
-
-def _latest(values: Sequence[float]) -> float:
-    """The last finite value; NaN if there is none."""
-    return next((value for value in reversed(values) if math.isfinite(value)), math.nan)
+        seen = [sense * value for value in training.curve[:epoch]]
+        early = [value for value in seen[: (epoch + 1) // 2] if math.isfinite(value)]
+        there = [value for value in seen if math.isfinite(value)]
+        rows.append((max(there), max(early or there[:1])))
+    return np.array(rows, dtype=np.float64)
 
 
 def _known(trainings: Sequence[Training], objectives: Sequence[Objective]) -> FloatMatrix:

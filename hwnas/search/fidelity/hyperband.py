@@ -18,32 +18,33 @@ from functools import lru_cache
 
 from hwnas.search.fidelity.standing import Spread
 from hwnas.search.fidelity.stopper import Decision, Training, check_settings, learned_column
-from hwnas.search.fidelity.successive_halving import check_halving, judge
+from hwnas.search.fidelity.successive_halving import check_halving, first_rung, judge
 from hwnas.search.problem import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperband:
-    """Brackets of successive halving. Raises RecipeError on settings that leave no bracket that stops anything."""
+    """Brackets of successive halving. No rung is before `min_epochs`; None: before a quarter of the epochs.
+
+    Raises RecipeError on settings that leave no bracket that stops anything.
+    """
 
     max_epochs: int
-    eta: int = 3
-    min_epochs: int = 1
+    eta: int = 2
+    min_epochs: int | None = None
     spread: Spread = "crowding"
 
     def __post_init__(self) -> None:
         check_halving("hyperband", self.max_epochs, self.eta, self.min_epochs, self.spread)
-        most = self.max_epochs // self.eta
-        check_settings(
-            "hyperband",
-            [("min_epochs", self.min_epochs, self.min_epochs <= most, f"at most max_epochs / eta, which is {most}")],
-        )
+        most, first = self.max_epochs // self.eta, first_rung(self.max_epochs, self.min_epochs)
+        expected = f"at most max_epochs / eta, which is {most}"
+        check_settings("hyperband", [("min_epochs", first, first <= most, expected)])
 
     @property
     def s_max(self) -> int:
         """The number of the bracket that stops earliest: floor(log_eta(max_epochs / min_epochs))."""
         s = 0
-        while self.min_epochs * self.eta ** (s + 1) <= self.max_epochs:
+        while first_rung(self.max_epochs, self.min_epochs) * self.eta ** (s + 1) <= self.max_epochs:
             s += 1
         return s
 

@@ -36,11 +36,17 @@ from hwnas.search.problem import Objective, to_losses
 
 @dataclass(frozen=True, kw_only=True)
 class SuccessiveHalving:
-    """At each rung the best 1/eta go on. Raises RecipeError on settings that leave no rung before `max_epochs`."""
+    """At each rung the best 1/eta go on. `min_epochs`: the first rung; None: after a quarter of the epochs, rounded up.
+
+    `eta` is 2 unless asked otherwise, below the 3 or 4 of the paper: on the real curves of
+    `benchmarks/multi_fidelity.py` that saves nearly as much and loses much less of the front.
+
+    Raises RecipeError on settings that leave no rung before `max_epochs`.
+    """
 
     max_epochs: int
-    eta: int = 3
-    min_epochs: int = 1
+    eta: int = 2
+    min_epochs: int | None = None
     spread: Spread = "crowding"
 
     def __post_init__(self) -> None:
@@ -49,7 +55,7 @@ class SuccessiveHalving:
     @property
     def rungs(self) -> tuple[int, ...]:
         """The epochs after which a training is judged, ascending; all before the last epoch."""
-        found = [self.min_epochs]
+        found = [first_rung(self.max_epochs, self.min_epochs)]
         while found[-1] * self.eta < self.max_epochs:
             found.append(found[-1] * self.eta)
         return tuple(found)
@@ -86,17 +92,25 @@ def judge(
     return Decision(True, f"{words}; front {rank + 1} of {int(found.rank.max()) + 1}{limits}")
 
 
-def check_halving(rule: str, max_epochs: int, eta: int, min_epochs: int, spread: str) -> None:
+def first_rung(max_epochs: int, min_epochs: int | None) -> int:
+    """`min_epochs`, or a quarter of the epochs if that is None.
+
+    Earlier than that, learning rates are high and curves noisy: in `benchmarks/multi_fidelity.py`, rungs after one or
+    two of 16 epochs stopped mostly networks of the front.
+    """
+    return -(-max_epochs // 4) if min_epochs is None else min_epochs
+
+
+def check_halving(rule: str, max_epochs: int, eta: int, min_epochs: int | None, spread: str) -> None:
     """Raises RecipeError on settings that successive halving cannot use."""
     check_settings(
         rule,
         [
             ("max_epochs", max_epochs, whole(max_epochs, 2), "at least 2, or the rule 'none'"),
             ("eta", eta, whole(eta, 2), "a whole number of at least 2"),
-            ("min_epochs", min_epochs, whole(min_epochs, 1), "a whole number of at least 1"),
+            ("min_epochs", min_epochs, min_epochs is None or whole(min_epochs, 1), "a whole number of at least 1"),
             ("spread", spread, spread in SPREADS, f"one of {SPREADS}"),
         ],
     )
-    check_settings(
-        rule, [("min_epochs", min_epochs, min_epochs < max_epochs, f"below the {max_epochs} epochs of a training")]
-    )
+    first = first_rung(max_epochs, min_epochs)
+    check_settings(rule, [("min_epochs", first, first < max_epochs, f"below the {max_epochs} epochs of a training")])

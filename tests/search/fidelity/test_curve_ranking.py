@@ -135,10 +135,18 @@ def test_curves_with_holes(history):
 
 
 def test_values_of_curves():
-    curves = [training(0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0), training(1, 1.0, math.nan, math.nan, 3.0, math.nan, 5.0)]
-    assert curve_values(curves, 5, 1.0).tolist() == [[5, 3], [5, 3]]
-    assert curve_values(curves, 4, -1.0).tolist() == [[-4, -2], [-3, -3]]
+    curves = [training(0, 1.0, 1.0, 7.0, 3.0, 4.0, 9.0), training(1, 1.0, math.nan, math.nan, math.nan, 3.0, 2.0)]
+    assert curve_values(curves, 5, 1.0).tolist() == [[9, 7], [3, 3]]
+    assert curve_values(curves, 4, 1.0).tolist() == [[7, 7], [3, 3]]
+    assert curve_values(curves, 5, -1.0).tolist() == [[-1, -1], [-2, -3]]
     assert curve_values(curves[:1], 1, 1.0).tolist() == [[1, 1]]
+
+
+def test_a_dip_does_not_stop_a_training(history):
+    best = max(history, key=lambda one: one.curve[-1])
+    dipped = replace(best, number=50, curve=(*best.curve[:5], 1.0), finished=False)
+    assert RULE.decide(hopeless(history), history, BOTH).stop
+    assert not RULE.decide(dipped, history, BOTH).stop
 
 
 def test_features_of_the_network_are_learned_from():

@@ -63,7 +63,8 @@ class Archive:
         m = len(objectives)
         self.criteria = Criteria(range(m), m, range(m + 1, 2 * m + 1), range(2 * m + 1, 3 * m + 1))
         self._evaluate = evaluate
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, int] = {}  # the row of each in `_losses`
+        self._losses = np.full((_SLACK, m), np.nan)
         self._key_type = np.min_scalar_type(int(space.cardinalities.max()) - 1)
         empty = np.empty((0, m))
         self._feasible = [Candidates(np.empty((0, len(space.slots)), dtype=np.int64), empty, np.empty(0))]
@@ -76,6 +77,7 @@ class Archive:
 
         Raises PredictorError if `evaluate` does not return (n, objectives) numbers.
         """
+        begin = len(self._seen)
         archs = self._unseen(self.space.canonical(archs), at_most)
         if not len(archs):
             return self._feasible[0].take(slice(0, 0))
@@ -89,8 +91,18 @@ class Archive:
         finite = np.isfinite(values).all(axis=1)
         archs, values = archs[finite], values[finite]
         fresh = Candidates(archs, to_losses(values, self.objectives), violations(values, self.objectives))
+        if len(self._seen) > len(self._losses):
+            self._losses = np.concatenate([self._losses, np.full((len(self._seen), len(self.objectives)), np.nan)])
+        self._losses[begin + np.flatnonzero(finite)] = fresh.losses
         self._keep(fresh)
         return fresh
+
+    def losses_of(self, archs: IntMatrix) -> FloatMatrix:
+        """(n, slots) -> (n, objectives) the losses seen; NaN where not evaluated or not finite."""
+        rows = np.array([self._seen.get(key, -1) for key in self._keys(self.space.canonical(archs))], dtype=np.int64)
+        losses: FloatMatrix = self._losses[rows]
+        losses[rows < 0] = np.nan
+        return losses
 
     def front(self) -> Candidates:
         """The nondominated among all feasible candidates seen."""
@@ -120,17 +132,20 @@ class Archive:
         return to_losses(candidates.losses, self.objectives)
 
     def _unseen(self, archs: IntMatrix, at_most: int) -> IntMatrix:
-        # the exact bytes of a row, in the smallest integers that hold it: no hash of ours that could collide
-        packed = np.ascontiguousarray(archs, dtype=self._key_type)
-        keys = packed.view(f"V{packed.itemsize * packed.shape[1]}").ravel().tolist()
         new: list[int] = []
-        for row, key in enumerate(keys):
+        for row, key in enumerate(self._keys(archs)):
             if len(new) == at_most:
                 break
             if key not in self._seen:
-                self._seen.add(key)
+                self._seen[key] = len(self._seen)
                 new.append(row)
         return archs[new]
+
+    def _keys(self, archs: IntMatrix) -> list[bytes]:
+        # the exact bytes of a row, in the smallest integers that hold it: no hash of ours that could collide
+        packed = np.ascontiguousarray(archs, dtype=self._key_type)
+        keys: list[bytes] = packed.view(f"V{packed.itemsize * packed.shape[1]}").ravel().tolist()
+        return keys
 
     def _keep(self, fresh: Candidates) -> None:
         if not len(fresh):

@@ -18,7 +18,7 @@ def descend(archive: Archive, criterion: int, at_most: int) -> None:
     end = archive.evaluated + at_most
     while archive.evaluated < end and archive.extremes(criterion):
         base, score = archive.extremes(criterion)[0].archs[0], archive.score(criterion)
-        fresh = archive.add(_neighbours(base, archive.space), end - archive.evaluated)
+        fresh = archive.add(neighbours(base, archive.space), end - archive.evaluated)
         scores = criteria_of(fresh)[:, criterion]
         better = fresh.archs[np.argsort(scores, kind="stable")[: int((scores < score).sum())]]
         if not len(better):
@@ -31,7 +31,7 @@ def count_neighbours(space: SearchSpace) -> int:
     return int((space.cardinalities - 1).sum())
 
 
-def _neighbours(arch: IntMatrix, space: SearchSpace) -> IntMatrix:
+def neighbours(arch: IntMatrix, space: SearchSpace) -> IntMatrix:
     """(slots,) -> (neighbours, slots): every other option of every slot."""
     slots = np.repeat(np.arange(len(arch)), space.cardinalities - 1)
     steps = np.concatenate([np.arange(1, cardinality) for cardinality in space.cardinalities])

@@ -3,8 +3,10 @@
 Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II", with its constraint domination
 (section VI). Deviations: the result is the front of everything evaluated instead of the last population; an
 architecture is evaluated once, so children seen before are dropped; the run starts from the ends of the front, found by
-coordinate descent (`descent.py`), because crossing random architectures hardly ever reaches them; and a space no larger
-than the budget is enumerated.
+coordinate descent (`descent.py`), because crossing random architectures hardly ever reaches them; most children combine
+changes whose effects were measured (`effects.py`), which crossing and blind mutation take several times as long to find
+(`benchmarks/inner_search.py`); a generation of a long run has more children than parents, which costs NumPy less; and a
+space no larger than the budget is enumerated.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 from hwnas.errors import InfeasibleError, PredictorError, RecipeError, SpaceError
 from hwnas.search.archive import Archive, Candidates, Evaluate, join
 from hwnas.search.descent import count_neighbours, descend, infeasible_message, push_to_limits
-from hwnas.search.pareto import crowding_distance, nondominated_ranks
+from hwnas.search.effects import Effects
+from hwnas.search.pareto import crowding_distance, nondominated, nondominated_ranks
 from hwnas.search.problem import FloatMatrix, Objective
 from hwnas.space import IntMatrix, SearchSpace
 
@@ -27,6 +30,10 @@ Progress = Callable[[int, int], None]
 _CROSSOVER = 0.9  # share of children with two parents (Deb et al. 2002, section IV)
 _PATIENCE = 20  # generations without one new architecture after which a space counts as exhausted
 _ENDS = 0.25  # share of the budget that the search for the ends of the front may take
+_MEASURED = 0.4  # share of what comes after that measures the effects of single changes
+_GUIDED = 0.8  # share of children that combine such effects; the others are NSGA-II's
+_ROUNDS = 100  # generations that a run has at least, before a generation has more children than the population
+_BATCH = 500  # the most such children
 
 
 @dataclass(frozen=True)
@@ -130,20 +137,37 @@ def _evolve(
             descend(archive, criterion, min(share, end - archive.evaluated))
         parts += archive.extremes(criterion)
     parents = _survivors(_distinct(join([archive.front(), *parts])), size)
+    effects, begin, new = Effects(archive), archive.evaluated, 1.0
+    batch = max(size, min(_BATCH, budget // _ROUNDS))
     while archive.evaluated < end and stalled < _PATIENCE:
+        before, good = archive.evaluated, _good(parents)
+        fresh = effects.measure(good, int(_MEASURED * (before - begin + batch)), end, rng)
+        # Where effects lead to what was seen before, as in a small space, blind children find more.
+        guided = int(_GUIDED * batch * min(max(4 * new, 0.1), 1.0)) if len(good) and len(effects) else 0
         if len(parents):
-            children = _children(parents.archs, size, archive.space.cardinalities, rng)
+            children = _children(parents.archs, batch - guided, archive.space.cardinalities, rng)
         else:  # nothing finite so far
-            children = archive.space.sample(size, rng)
-        before = archive.evaluated
-        fresh = archive.add(children, min(size, end - before))
+            children = archive.space.sample(batch, rng)
+        if guided:
+            children = np.concatenate([effects.children(good, guided, rng), children])
+        fresh.append(archive.add(children, min(batch, end - archive.evaluated)))
+        new = len(fresh[-1]) / batch
         stalled = 0 if archive.evaluated > before else stalled + 1
-        parents = _survivors(join([parents, fresh]), size)
+        parents = _survivors(join([parents, *fresh]), size)
         tell(min(archive.evaluated, budget), budget)
+
+
+def _good(parents: Candidates) -> Candidates:
+    """The feasible front of the parents."""
+    feasible = parents.take(parents.violation == 0)
+    return feasible.take(nondominated(feasible.losses))
 
 
 def _survivors(candidates: Candidates, size: int) -> Candidates:
     """The `size` best, best first: by violation, then rank, then crowding (Deb et al. 2002, definition 1)."""
+    first = _good(candidates)
+    if len(first) >= size:  # the others would not survive, and ranking them is most of the work
+        return first.take(np.argsort(-crowding_distance(first.losses), kind="stable")[:size])
     feasible = candidates.violation[:, None] == 0
     ranks = nondominated_ranks(np.where(feasible, candidates.losses, np.nan))  # only feasible ones dominate each other
     crowding = crowding_distance(candidates.losses, ranks)

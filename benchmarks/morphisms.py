@@ -35,6 +35,7 @@ from hwnas.train.loop import TrainConfig, evaluate, train
 
 Curve = tuple[float, float, float]  # accuracy in percent at once, after one epoch, after three
 TRAINED = 3
+HOWS = ("inherited", "with teacher", "from scratch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +146,14 @@ def _mean(curves: tuple[Curve, ...]) -> Curve:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """The rows as lines of a Markdown table."""
-    yield "| space | step | exact | children | parent | inherited 0 / 1 / 3 | with teacher 0 / 1 / 3 | scratch 0 / 1 / 3 |"
-    yield "|---|---|---|---|---|---|---|---|"
+    heads = ["space", "step", "exact", "children", "parent", *(f"{how} 0 / 1 / 3" for how in HOWS)]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     for row in rows:
-        curves = [" / ".join(f"{value:.1f}" for value in one) if one else "" for one in (row.inherited, row.taught, row.scratch)]
-        yield f"| {row.space} | {row.kind} | {'yes' if row.exact else 'no'} | {row.children} | {row.parent:.1f} | " + " | ".join(curves) + " |"
+        curves = (row.inherited, row.taught or (), row.scratch)
+        cells = [row.space, row.kind, "yes" if row.exact else "no", str(row.children), f"{row.parent:.1f}"]
+        cells += [" / ".join(f"{value:.1f}" for value in one) for one in curves]
+        yield f"| {' | '.join(cells)} |"
 
 
 def images(options: argparse.Namespace) -> tuple[ImageData, int]:

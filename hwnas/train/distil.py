@@ -67,9 +67,7 @@ class Lesson:
         names = [name for name, _ in student.named_parameters()]
         unknown = sorted(set(distil.untouched) - set(names))
         if unknown:
-            raise RecipeError(
-                f"untouched names {unknown[0]!r}, no parameter of the network: {', '.join(names)}"
-            )
+            raise RecipeError(f"untouched names {unknown[0]!r}, no parameter of the network: {', '.join(names)}")
         if distil.frozen_epochs and set(names) <= set(distil.untouched):
             raise RecipeError(
                 "every parameter is untouched, so there is nothing to train at first: let frozen_epochs be 0"

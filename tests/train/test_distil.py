@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -67,7 +68,7 @@ def test_the_loss_by_hand():
 
 
 def test_the_gradient_is_the_papers():
-    """Eq. 2 of arXiv 1503.02531 says (q - p) / T; times T squared. For large T it tends to (z - v) / classes (eq. 4)."""
+    """(q - p) / T (eq. 2 of arXiv 1503.02531) times T squared; for large T, (z - v) / classes (eq. 4)."""
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     taught = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
     distillation_loss(logits, taught, 3.0).backward()
@@ -157,7 +158,7 @@ def test_what_the_caller_froze_stays_frozen(few, teacher):
 
 def test_training_mode_is_left_even_by_an_error():
     module = net().eval()
-    with pytest.raises(ZeroDivisionError), training_mode(module, BODY):
+    with contextlib.suppress(ZeroDivisionError), training_mode(module, BODY):
         assert [part.training for part in (module[0], module[1], module[4])] == [True, False, True]
         assert [p.requires_grad for name, p in module.named_parameters() if name in BODY] == [False] * 3
         raise ZeroDivisionError
@@ -226,7 +227,7 @@ def test_names_that_do_not_fit_the_student(few, teacher):
     with pytest.raises(RecipeError, match="untouched names 'zzz', no parameter of the network: 0"):
         trained(few, Distil(teacher, untouched=("zzz",)))
     names = tuple(name for name, _ in net().named_parameters())
-    with pytest.raises(RecipeError, match="nothing would be trained at first"):
+    with pytest.raises(RecipeError, match="nothing to train at first"):
         trained(few, Distil(teacher, frozen_epochs=1, untouched=names))
 
 

@@ -12,7 +12,9 @@ from trained_like import correlation, difference, settle, smooth_images, trained
 
 from hwnas.space import Arch, rows_of
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
+from hwnas.train.data import load_data
 from hwnas.train.inherit import Inherited, inherit
+from hwnas.train.loop import TrainConfig, train
 
 SPACE = MobileNetV3Space(
     num_classes=5, in_channels=1, resolutions=(16, 24), width_mults=(0.5, 1.0, 1.5), depths=(1, 2, 3), stem_width=8,
@@ -65,15 +67,35 @@ def test_approximate_children_follow_their_parents(family):
     found, chance = defaultdict(list), []
     for number, (arch, parent, other, child) in enumerate(family):
         kind, exact = change_of(arch, other)
-        if exact or kind == "resolution":
+        if exact or kind in ("resolution", "width"):  # half of all channels of weights that were never trained is noise
             continue
         images = smooth_images(SPACE, arch, 64, 6)
         found[kind].append(correlation(parent, child.module, images))
         if number % 8 == 0:
             chance.append(correlation(parent, trained_like(SPACE, other, 100 + number), images))
-    assert set(found) == {"depth", "kernel", "expand", "width"}
+    assert set(found) == {"depth", "kernel", "expand"}
     for kind, values in found.items():
-        assert np.mean(values) > abs(np.mean(chance)) + 0.2, (kind, values, chance)
+        assert np.mean(values) > max(0.4, abs(np.mean(chance)) + 0.2), (kind, values, chance)
+
+
+def test_a_narrower_network_follows_a_trained_parent():
+    """And after one epoch it knows more than a fresh one."""
+    space = MobileNetV3Space(
+        num_classes=10, in_channels=1, resolutions=(8,), width_mults=(0.5, 1.0), depths=(1,), kernels=(3,),
+        expands=(3,), stem_width=16, stem_stride=1, stage_widths=(16, 32), stage_strides=(1, 2), se=(False, True),
+        activations=("relu", "hardswish"), head_widths=(64, 64),
+    )  # fmt: skip
+    data = load_data("digits")
+    wide, narrow = (0, 1, *[0] * (len(space.slots) - 2)), (0,) * len(space.slots)
+    torch.manual_seed(0)
+    parent, fresh = space.build(wide), space.build(narrow)
+    train(parent, data, 8, TrainConfig(epochs=6))
+    child = inherit(space, wide, parent, narrow, seed=0).module
+    images = (data.x_test.float() / 255 - data.mean[0]) / data.std[0]
+    assert correlation(parent, child, images) > max(0.3, correlation(parent, fresh, images) + 0.2)
+    short = TrainConfig(epochs=1, learning_rate=0.1, warmup_epochs=0.5)
+    inherited, from_scratch = (train(net, data, 8, short).test_accuracy for net in (child, fresh))
+    assert inherited > from_scratch + 15
 
 
 def test_another_resolution_has_the_same_weights(family):

@@ -23,6 +23,7 @@ from hwnas.train.morphisms import (
     widen,
     without_skip,
 )
+from hwnas.train.morphisms.views import resized
 
 IMAGES = (6, 3, 10, 10)
 
@@ -202,6 +203,17 @@ def test_prune_keeps_the_largest_filters():
     assert torch.equal(child.p.weight, parent.p.weight[kept])
     assert torch.equal(child.p_bn.running_var, parent.p_bn.running_var[kept])
     assert child.fc.in_features == 3
+
+
+def test_kernels_of_another_size():
+    weight = torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    larger, smaller = resized(weight, 7), resized(weight, 3)
+    assert torch.equal(larger[:, :, 1:-1, 1:-1], weight)
+    torch.testing.assert_close(larger.sum((2, 3)), weight.sum((2, 3)))
+    torch.testing.assert_close(smaller.sum((2, 3)), weight.sum((2, 3)))
+    assert torch.equal(smaller[:, :, 1, 1], weight[:, :, 2, 2])
+    torch.testing.assert_close(smaller[:, :, 0, 0], weight[:, :, :2, :2].sum((2, 3)))
+    assert torch.equal(resized(larger, 5), weight)
 
 
 def test_a_separable_convolution_of_rank_one_is_exact():

@@ -2,9 +2,10 @@
 
 Larger kernels have zeros around the old ones (Once-for-All, arXiv 1908.09791, nests them likewise), new channels have
 zeros in whatever reads them, squeeze-excite included, and a new layer is a residual block whose last batch
-normalisation begins at zero (as in Goyal et al. 2017, arXiv 1706.02677, section 5.1). Smaller ones keep the middle of
-the kernel and the channels with the largest L1 norms. What is gone goes on as its mean, as batch normalisation tells it. Expansion 1
-has no expanding layer, so a step from or to it loses what an activation would change.
+normalisation begins at zero (as in Goyal et al. 2017, arXiv 1706.02677, section 5.1). Smaller kernels gather the outer
+taps at the border (`views.resized`), fewer channels are those with the largest L1 norms; what is gone goes on as its
+mean, as batch normalisation tells it. Expansion 1 has no expanding layer, so a step from or to it loses what an
+activation would change; so does a width with which a layer gains or loses its residual connection.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The paper lets whoever read the layer be learnt anew from the parent. Here the reader begins as what it was after the
 layer made linear: batch normalisation folded into the convolution, and ReLU as the line that is closest to it for
-normal activations. The middle of that longer kernel is kept.
+normal activations. The longer kernel that results is made short again (`views.resized`).
 """
 
 from __future__ import annotations

@@ -133,9 +133,20 @@ def composed(weight: Tensor, kernel: Tensor) -> Tensor:
 
 
 def resized(weight: Tensor, size: int) -> Tensor:
-    """The weight of a convolution with another odd kernel size: zeros around it, or its middle."""
+    """The weight of a convolution with another odd kernel size, in the last two axes.
+
+    A larger one has zeros around it. In a smaller one, taps outside go to the nearest inside: neighbouring pixels are
+    alike, and the sum of the taps, so the mean of what comes out, is kept; cutting them off is further from the parent.
+    """
     margin = (size - weight.shape[-1]) // 2
-    return pad(weight, (margin,) * 4)  # a negative margin crops
+    if margin >= 0:
+        return pad(weight, (margin,) * 4)
+    nearest = (torch.arange(weight.shape[-1]) + margin).clamp(0, size - 1)
+    for axis in (-1, -2):
+        shape = list(weight.shape)
+        shape[axis] = size
+        weight = weight.new_zeros(shape).index_add_(axis, nearest, weight)
+    return weight
 
 
 def is_same(weight: Tensor, other: Tensor) -> bool:

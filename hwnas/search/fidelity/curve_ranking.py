@@ -8,8 +8,8 @@ that one is not on the front. A training with no such rival is never stopped.
 
 Features of a curve after some epoch, as normal scores among all trainings that have a value there: the best value so
 far, since at high learning rates single values dip by chance, and how far its score is above that of the best value
-until half of these epochs, which tells who catches up. The objectives known before
-training are features too: slow networks often learn late. So are `Training.features`, if given.
+until half of these epochs, which tells who catches up. The objectives known before training are features too: slow
+networks often learn late. So are `Training.features`, if given.
 
 What is stopped is never known to the end, so the finished curves are those of networks that were worth finishing.
 `spare` trains every so-manyth network to its end whatever the model says: `replay.calibration` of those tells how often
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hwnas.errors import RecipeError
 from hwnas.search.fidelity.pairwise import PairwiseModel, normal_scores
 from hwnas.search.fidelity.stopper import (
     Decision,
@@ -124,6 +125,12 @@ def _chance(training: Training, shown: Sequence[Training], best: Training, objec
     sense = -objectives[column].sign  # more is better
     value, half = (normal_scores(column, column) for column in curve_values(pool, epoch, sense).T)
     known = _known(pool, objectives)
+    for one in pool:
+        if len(one.features) != len(training.features):
+            raise RecipeError(
+                f"training {one.number} has {len(one.features)} features and training {training.number} has "
+                f"{len(training.features)}; give all trainings the same, or none"
+            )
     described = np.array([one.features for one in pool], dtype=np.float64).reshape(len(pool), -1)
     features = np.column_stack([value, value - half, *(normal_scores(one, one) for one in known.T), described])
     prior = np.array([_VALUE, _GAIN] + [_KNOWN] * known.shape[1] + [_FEATURE] * described.shape[1])

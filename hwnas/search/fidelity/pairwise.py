@@ -23,7 +23,7 @@ from scipy.special import expit, ndtri
 
 from hwnas.search.problem import FloatMatrix, FloatVector
 
-_PAIRS_PER_CURVE = 2.0
+_PAIRS_PER_CURVE = 2.0  # more, and real curves end on the front more often than the chance says
 _FINAL_VARIANCE = 20.0  # of the weight of a rival's final score: wide, since ranks that repeat make steep slopes
 _BIAS_VARIANCE = 1e3
 _STEPS = 25

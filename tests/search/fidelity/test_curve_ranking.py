@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from made_curves import ACCURACY, BOTH, LATENCY, crossing, saturating, training
 
+from hwnas.errors import RecipeError
 from hwnas.search.fidelity.curve_ranking import CurveRanking, curve_values
 from hwnas.search.fidelity.replay import on_front, replay
 from hwnas.search.fidelity.stopper import Decision, Training
@@ -171,6 +172,11 @@ def test_features_of_the_network_are_learned_from():
         )
     ]
     assert chances[0] > chances[1] > chances[2]
+
+
+def test_features_are_as_many_for_all(history):
+    with pytest.raises(RecipeError, match="training 0 has 0 features and training 50 has 2; give all"):
+        RULE.decide(replace(hopeless(history), features=(1.0, 0.0)), history, BOTH)
 
 
 def results(rule, make):

@@ -13,6 +13,7 @@ import pytest
 from made_curves import saturating
 
 from hwnas.search.fidelity import make_stopper
+from hwnas.space import parse_arch
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
@@ -100,7 +101,19 @@ def test_rules_replayed_on_recorded_curves(benchmark: ModuleType, tmp_path: Path
     benchmark.main(["curves", "--curves", str(recorded), "--orders", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("20 networks of 16 epochs, 40 s of training")
-    assert [line[:12] for line in lines[2:5]] == ["latest value", "halving, eta", "curves, chan"]
+    assert [line[:12] for line in lines[2:6]] == ["at random   ", "latest value", "halving, eta", "curves, chan"]
+
+
+def test_the_shipped_curves_are_whole(benchmark: ModuleType) -> None:
+    """40 different networks, each with a value after every epoch, in the order in which they would be trained again."""
+    curves = importlib.import_module("multi_fidelity_curves")
+    rows = benchmark.read_curves(benchmark.CURVES)
+    assert len({row.arch for row in rows}) == len(rows) == 40
+    assert all(len(row.curve) == benchmark.EPOCHS and 0 <= min(row.curve) <= max(row.curve) <= 100 for row in rows)
+    for row in rows:
+        macs = sum(block.macs for block in curves.SPACE.blocks(parse_arch(row.arch)))
+        assert row.macs_m == pytest.approx(macs / 1e6)
+    assert list(curves.record_curves(benchmark.CURVES, Path("nowhere"), 40)) == []
 
 
 def test_curves_are_recorded_once(benchmark: ModuleType, tmp_path: Path, monkeypatch) -> None:

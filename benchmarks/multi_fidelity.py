@@ -13,10 +13,10 @@ front's, both objectives scaled from the ideal (0) to the nadir point (1) of tha
 
 `curves` replays the rules on random orders of small networks that `multi_fidelity_curves.py` trained on Fashion-MNIST;
 their curves are in `data/multi_fidelity_curves.jsonl`. With `--images`, the folder of torchvision's FashionMNIST, it
-trains first what the file `--curves` lacks of `--networks`: about ten minutes of one core for all 40. Saved is the share
-of epochs; a training was stopped wrongly if its end would have been on the front of those that finished; lost is the
-share of the hypervolume of all, with the worst of all networks as reference. Medians and 95% ranges over orders. For
-comparison, `at random` stops three of five after a quarter of the epochs, and `latest value` stops what is below a
+trains first what the file `--curves` lacks of `--networks`: about ten minutes of one core for all 40. Saved is the
+share of epochs; a training was stopped wrongly if its end would have been on the front of those that finished; lost is
+the share of the hypervolume of all, with the worst of all networks as reference. Medians and 95% ranges over orders.
+For comparison, `at random` stops three of five after a quarter of the epochs, and `latest value` stops what is below a
 finished network at most as large after the same epoch.
 """
 

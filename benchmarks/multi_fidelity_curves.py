@@ -45,7 +45,7 @@ TRAIN_IMAGES, VALID_IMAGES = 3000, 4000
 
 @dataclass(frozen=True)
 class Recorded:
-    """One training: multiply-adds in millions, validation accuracy in percent after every epoch, seconds by the clock."""
+    """One training: multiply-adds in millions, validation accuracy in % after every epoch, seconds by the clock."""
 
     arch: str
     macs_m: float

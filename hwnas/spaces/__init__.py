@@ -13,8 +13,8 @@ from hwnas.space import SearchSpace
 
 SPACES = {
     "mobilenetv3": "hwnas.spaces.mobilenetv3:MobileNetV3Space",
-    "morph": "hwnas.spaces.morph:MorphSpace",
     "nasbench201": "hwnas.spaces.nasbench201:NasBench201Space",
+    "morph": "hwnas.spaces.morph:MorphSpace",
 }
 
 

@@ -31,7 +31,8 @@ class Distil:
     """What to learn from: loss = (1 - weight) * cross-entropy + weight * distillation loss.
 
     The teacher sees the student's batches, in evaluation mode. `untouched`: names of the student's parameters that stay
-    as they are for the first `frozen_epochs`. Raises RecipeError on a value that cannot be used.
+    as they are for the first `frozen_epochs`; none do if these are all. Raises RecipeError on a value that cannot be
+    used.
     """
 
     teacher: nn.Module = field(repr=False)
@@ -68,17 +69,15 @@ class Lesson:
         unknown = sorted(set(distil.untouched) - set(names))
         if unknown:
             raise RecipeError(f"untouched names {unknown[0]!r}, no parameter of the network: {', '.join(names)}")
-        if distil.frozen_epochs and set(names) <= set(distil.untouched):
-            raise RecipeError(
-                "every parameter is untouched, so there is nothing to train at first: let frozen_epochs be 0"
-            )
         self._distil = distil
+        # where a step touched no parameter (another resolution, an edge that became a skip) all of them learn
+        self._untouched = () if set(names) <= set(distil.untouched) else distil.untouched
         # a copy, so that the caller's teacher keeps its device and mode
         self._teacher = copy.deepcopy(distil.teacher).to(device).eval().requires_grad_(False)
 
     def frozen(self, epoch: int) -> Collection[str]:
         """The parameters that stay as they are in an epoch, counted from 0."""
-        return self._distil.untouched if epoch < self._distil.frozen_epochs else ()
+        return self._untouched if epoch < self._distil.frozen_epochs else ()
 
     def set_apart(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
         """Give what begins to learn later groups of its own: torch's fused optimisers need one age within a group."""

@@ -226,9 +226,13 @@ def test_bad_settings_are_named(teacher, settings, message):
 def test_names_that_do_not_fit_the_student(few, teacher):
     with pytest.raises(RecipeError, match="untouched names 'zzz', no parameter of the network: 0"):
         trained(few, Distil(teacher, untouched=("zzz",)))
+
+
+def test_where_nothing_was_touched_everything_learns(few, teacher):
     names = tuple(name for name, _ in net().named_parameters())
-    with pytest.raises(RecipeError, match="nothing to train at first"):
-        trained(few, Distil(teacher, frozen_epochs=1, untouched=names))
+    free, _ = trained(few, Distil(teacher))
+    all_untouched, _ = trained(few, Distil(teacher, frozen_epochs=4, untouched=names))
+    assert same(free, all_untouched)
 
 
 def test_a_lesson_blends(teacher):

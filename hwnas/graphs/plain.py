@@ -171,7 +171,7 @@ class _Builder:
         self.shapes[name] = (self.batch, *op.output_shape[1:])
         usual = self.ranges[inputs[0]] if op.kind in _KEEPING else _BOUNDED.get(op.kind, _USUAL)
         self.ranges[name] = self.measured.get(result or op.output, usual)
-        # every format has batch normalisation, and runtimes run it as fast as they can run a product with a number
+        # what `hwnas.trace.scale` computes
         self.nodes.append(Node("batch_norm" if op.kind == "scale" else op.kind, name, inputs, weights, attributes))
 
     def _content(self, op: Op) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -10,10 +10,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import relu
 
 from hwnas.blocks import Block, conv_bn
+from hwnas.trace import scale
+
+fx.wrap("scale")
 
 NONE, CONVEX, CONCAT = SKIPS = ("none", "convex", "concat")
 
@@ -84,7 +87,7 @@ class ConvexSkip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x)
-        return relu((1 - self.mix) * y + self.mix * x)
+        return relu(scale(y, 1 - self.mix) + scale(x, self.mix))
 
 
 class ConcatSkip(nn.Module):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hwnas.errors import SpaceError
 from hwnas.export.onnx import export_onnx
@@ -25,7 +26,7 @@ from hwnas.spaces.morph import MorphSpace
 from hwnas.spaces.morph_blocks import ConcatSkip, ConvexSkip, MorphBlock
 from hwnas.testing.networks import randomise
 from hwnas.testing.spaces import check_space
-from hwnas.trace import Factor, trace
+from hwnas.trace import Factor, scale, trace
 from hwprof.target import Target
 
 SMALL = {"num_classes": 5, "resolution": 12, "widths": (4, 8, 12, 16), "stages": 2, "max_depth": 3}
@@ -133,18 +134,55 @@ def test_learned_numbers_are_in_the_trace():
     assert [float(factor.value) for factor in factors if isinstance(factor, Factor)] == [0.75, 0.25]
 
 
-class PerChannel(nn.Module):
-    def __init__(self) -> None:
+fx.wrap("scale")
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: Tensor) -> None:
         super().__init__()
-        self.vector = nn.Parameter(torch.ones(4, 1, 1))
+        self.factor = nn.Parameter(factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.vector
+        return scale(x, self.factor)
 
 
-def test_a_learned_vector_is_no_number():
-    with pytest.raises(SpaceError, match="operator vector"):
-        trace(PerChannel(), [(4, 6, 6)])
+class Product(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Scaled(torch.ones(4)), "operator factor"),
+        (Product(torch.ones(4, 1, 1)), "operator factor"),
+        (Product(torch.tensor(2.0)), "hwnas.trace.scale"),
+    ],
+)
+def test_other_products_with_parameters_are_errors(net, message):
+    with pytest.raises(SpaceError, match=message):
+        trace(net, [(4, 6, 6)])
+
+
+def test_scale_is_a_product():
+    x, factor = torch.randn(2, 3, 4, 4, requires_grad=True), nn.Parameter(torch.tensor(-0.7))
+    for one, other in zip(*(torch.autograd.grad((y * y).sum(), (x, factor)) for y in (scale(x, factor), factor * x)),
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(scale(x, factor), factor * x)
+
+
+def test_the_graph_is_the_one_the_exporter_writes(mixed):
+    """So what is profiled is what runs: the same operators in the same order."""
+    _, net = mixed
+    written, exported = ([node.op_type for node in model.graph.node] for model in (
+        onnx_model(graph_of(net, 4)), export_onnx(net, (3, 12, 12))))  # fmt: skip
+    bookkeeping = {"ConstantOfShape", "Shape", "Gather", "Unsqueeze", "Constant", "Cast", "Squeeze"}
+    exported = [name for name in exported if name not in bookkeeping]
+    assert written.count("BatchNormalization") == 4
+    # the exporter reads the batch to flatten by it: a Concat more
+    assert Counter(exported) - Counter(written) in ({}, {"Concat": 1})
+    assert not Counter(written) - Counter(exported)
 
 
 def trained_like(space: MorphSpace, arch: Arch, seed: int = 0) -> nn.Module:

@@ -7,7 +7,7 @@ each has its width (the channels that leave it), kernel, kind of convolution and
 parent's weights (`hwnas/train/inherit.py`).
 
 Deviations from the paper, which has no bounded space: widths come from a list, depth has a bound, a skip goes around
-one layer (chains of them go around several), and skips keep what leaves a layer from being negative (`morph_blocks.py`).
+one layer (several in a row around several), and what leaves a layer is never negative (`morph_blocks.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hwnas.blocks import Block, ConvBlock, conv_output_size
 from hwnas.errors import SpaceError
 from hwnas.space import Arch, IntMatrix, Position, SearchSpace, Slot
 from hwnas.spaces.morph_blocks import CONCAT, CONVEX, SKIPS, MaxPoolBlock, MorphBlock, PoolHeadBlock
+from hwnas.spaces.morph_steps import steps_of
 
 CONVS = ("plain", "separable")
 WIDTH, KERNEL, CONV, SKIP = range(4)  # the slots of a layer, in this order
@@ -157,8 +158,6 @@ class MorphSpace(SearchSpace):
 
     def neighbours(self, arch: Arch) -> IntMatrix:
         """(k, slots): the other canonical architectures that one of LEMONADE's operators makes of this one."""
-        from hwnas.spaces.morph_steps import steps_of
-
         return steps_of(self, self.check(arch))
 
     def start_archs(self) -> IntMatrix:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from hwnas.space import Arch, SearchSpace
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.morph import MorphSpace
+from hwnas.train.morphisms.of_mobilenetv3 import inherit_mobilenetv3
+from hwnas.train.morphisms.of_morph import described, inherit_morph
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,10 @@ def inherit(
         torch.manual_seed(seed)
         child = space.build(child_arch)
         if isinstance(space, MorphSpace):
-            from hwnas.train.morphisms.of_morph import described, inherit_morph
-
             exact, pairs = inherit_morph(space, parent_arch, parent_module, child_arch, child, rng)
             step = described(space, parent_arch, child_arch)
         else:
             if isinstance(space, MobileNetV3Space):
-                from hwnas.train.morphisms.of_mobilenetv3 import inherit_mobilenetv3
-
                 exact = inherit_mobilenetv3(space, parent_arch, parent_module, child_arch, child, rng)
             else:
                 exact = _copy_same(parent_module, child)

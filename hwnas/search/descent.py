@@ -33,10 +33,11 @@ def count_neighbours(space: SearchSpace) -> int:
 
 def neighbours(arch: IntMatrix, space: SearchSpace) -> IntMatrix:
     """(slots,) -> (neighbours, slots): every other option of every slot."""
-    slots = np.repeat(np.arange(len(arch)), space.cardinalities - 1)
-    steps = np.concatenate([np.arange(1, cardinality) for cardinality in space.cardinalities])
+    others = space.cardinalities - 1
+    slots = np.repeat(np.arange(len(arch)), others)
+    steps = 1 + np.arange(len(slots)) - np.repeat(np.cumsum(others) - others, others)
     archs = np.repeat(arch[None], len(slots), axis=0)
-    archs[np.arange(len(slots)), slots] = (arch[slots] + steps) % space.cardinalities[slots]
+    archs[np.arange(len(slots)), slots] = (arch[slots] + steps) % (others[slots] + 1)
     return archs
 
 

@@ -16,6 +16,7 @@ from hwnas.search.descent import count_neighbours, neighbours
 from hwnas.search.problem import FloatMatrix, FloatVector
 from hwnas.space import IntMatrix
 
+_NEVER = 1e30  # the effect of a change that was not measured; finite, so that differences are
 _REMEMBERED = 64  # measurements in use; the oldest is overwritten
 _JITTER = 0.3  # standard deviation of the logarithm of weights: a child need not move as its parent stands
 _NOISE = 0.05  # of the range of the front: members that no weighting makes the best become parents, too
@@ -32,6 +33,9 @@ class Effects:
         # Short axes first: NumPy adds and compares along long last axes several times as fast.
         self._tables = np.zeros((m, _REMEMBERED, int(cardinalities.max()), len(cardinalities)))
         self._losses = np.zeros((m, _REMEMBERED))
+        self._limits = [
+            np.inf if objective.limit is None else objective.sign * objective.limit for objective in archive.objectives
+        ]
         self._measured: set[bytes] = set()
 
     def __len__(self) -> int:
@@ -56,10 +60,10 @@ class Effects:
         around = neighbours(arch, self.archive.space)
         fresh = self.archive.add(around, at_most)
         change = self.archive.losses_of(around) - losses
-        change[np.isnan(change)] = np.inf  # not evaluated, or nothing finite: no child takes it
+        change[np.isnan(change)] = _NEVER
         slots = np.repeat(np.arange(len(arch)), self.archive.space.cardinalities - 1)
         place = len(self._measured) % _REMEMBERED
-        self._tables[:, place] = np.inf
+        self._tables[:, place] = _NEVER
         self._tables[:, place, arch, np.arange(len(arch))] = 0.0
         self._tables[:, place, around[np.arange(len(slots)), slots], slots] = change.T
         self._losses[:, place] = losses
@@ -79,17 +83,38 @@ class Effects:
             distance += np.abs(losses[:, None] - measured) / unit
         near = (distance * rng.uniform(1.0, 1.5, size=distance.shape)).argmin(axis=1)
         weights *= np.exp(_JITTER * rng.normal(size=weights.shape)) / extent
-        return self._changed(good.archs[parents], near, weights, rng)
+        archs = good.archs[parents]
+        best, taken = self._favoured(archs, near, weights)
+        taken &= rng.random(archs.shape) < rng.random((n, 1))
+        if np.isfinite(self._limits).any():
+            self._keep_limits(taken, archs, best, near, good.losses[parents], rng.permutation(archs.shape[1]))
+        return np.where(taken, best, archs)
 
-    def _changed(
-        self, archs: IntMatrix, near: NDArray[np.int64], weights: FloatMatrix, rng: np.random.Generator
-    ) -> IntMatrix:
-        """Of the changes that lower the weighted losses, each child takes a share of its own, at random."""
+    def _favoured(
+        self, archs: IntMatrix, near: NDArray[np.int64], weights: FloatMatrix
+    ) -> tuple[IntMatrix, NDArray[np.bool_]]:
+        """(n, slots) the option of each slot with the least weighted losses, and whether it beats the present one."""
         effects = np.zeros((len(archs), *self._tables.shape[2:]))
         for table, weight in zip(self._tables, weights.T, strict=True):
             effects += table[near] * weight[:, None, None]
         best = effects.argmin(axis=1)
-        present = np.take_along_axis(effects, archs[:, None], axis=1)[:, 0]
-        gains = np.take_along_axis(effects, best[:, None], axis=1)[:, 0] < present
-        taken = gains & (rng.random(archs.shape) < rng.random((len(archs), 1)))
-        return np.where(taken, best, archs)
+        least = np.take_along_axis(effects, best[:, None], axis=1)[:, 0]
+        return best, least < np.take_along_axis(effects, archs[:, None], axis=1)[:, 0]
+
+    def _keep_limits(
+        self,
+        taken: NDArray[np.bool_],
+        archs: IntMatrix,
+        best: IntMatrix,
+        near: NDArray[np.int64],
+        losses: FloatMatrix,
+        order: NDArray[np.int64],
+    ) -> None:
+        """Give up changes, the last in `order` first, that are foretold to lead over a limit."""
+        rows, slots = near[:, None], np.arange(archs.shape[1])
+        for table, limit, loss in zip(self._tables, self._limits, losses.T, strict=True):
+            if np.isfinite(limit):
+                change = np.where(taken, table[rows, best, slots] - table[rows, archs, slots], 0.0)
+                room = limit - loss - np.minimum(change, 0.0).sum(axis=1)
+                rising = np.cumsum(np.maximum(change, 0.0)[:, order], axis=1)
+                taken[:, order] &= (rising <= room[:, None]) | (change[:, order] <= 0)

@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 _CROSSOVER = 0.9  # share of children with two parents (Deb et al. 2002, section IV)
 _PATIENCE = 20  # generations without one new architecture after which a space counts as exhausted
 _ENDS = 0.25  # share of the budget that the search for the ends of the front may take
-_MEASURED = 0.4  # share of what comes after that measures the effects of single changes
+_MEASURED = 0.5  # share of what comes after that measures the effects of single changes
 _GUIDED = 0.8  # share of children that combine such effects; the others are NSGA-II's
 _ROUNDS = 100  # generations that a run has at least, before a generation has more children than the population
 _BATCH = 500  # the most such children
@@ -143,7 +143,7 @@ def _evolve(
         before, good = archive.evaluated, _good(parents)
         fresh = effects.measure(good, int(_MEASURED * (before - begin + batch)), end, rng)
         # Where effects lead to what was seen before, as in a small space, blind children find more.
-        guided = int(_GUIDED * batch * min(max(4 * new, 0.1), 1.0)) if len(good) and len(effects) else 0
+        guided = int(_GUIDED * batch * min(max(4 * new, 0.25), 1.0)) if len(good) and len(effects) else 0
         if len(parents):
             children = _children(parents.archs, batch - guided, archive.space.cardinalities, rng)
         else:  # nothing finite so far

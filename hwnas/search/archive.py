@@ -132,12 +132,14 @@ class Archive:
         return to_losses(candidates.losses, self.objectives)
 
     def _unseen(self, archs: IntMatrix, at_most: int) -> IntMatrix:
+        seen = self._seen
+        keys = self._keys(archs)
         new: list[int] = []
-        for row, key in enumerate(self._keys(archs)):
+        for row in [row for row, key in enumerate(keys) if key not in seen]:
             if len(new) == at_most:
                 break
-            if key not in self._seen:
-                self._seen[key] = len(self._seen)
+            if keys[row] not in seen:  # it may have come twice among these
+                seen[keys[row]] = len(seen)
                 new.append(row)
         return archs[new]
 

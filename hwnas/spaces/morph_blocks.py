@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.functional import relu
 
 from hwnas.blocks import Block, conv_bn
 from hwnas.trace import scale
@@ -83,11 +82,28 @@ class ConvexSkip(nn.Module):
     def __init__(self, layer: nn.Module, mix: float = 0.5) -> None:
         super().__init__()
         self.layer = layer
-        self.mix = nn.Parameter(torch.tensor(mix))
+        self.combination = Combination(mix)
+        self.activation = nn.ReLU()
+
+    @property
+    def mix(self) -> nn.Parameter:
+        """The learned number."""
+        return self.combination.mix
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        return relu(scale(y, 1 - self.mix) + scale(x, self.mix))
+        y: Tensor = self.activation(self.combination(self.layer(x), x))
+        return y
+
+
+class Combination(nn.Module):
+    """(1 - mix) y + mix x of two tensors of one shape."""
+
+    def __init__(self, mix: float) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.tensor(mix))
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        return scale(y, 1 - self.mix) + scale(x, self.mix)
 
 
 class ConcatSkip(nn.Module):

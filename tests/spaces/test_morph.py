@@ -164,12 +164,30 @@ def test_other_products_with_parameters_are_errors(net, message):
         trace(net, [(4, 6, 6)])
 
 
-def test_scale_is_a_product():
-    x, factor = torch.randn(2, 3, 4, 4, requires_grad=True), nn.Parameter(torch.tensor(-0.7))
-    for one, other in zip(*(torch.autograd.grad((y * y).sum(), (x, factor)) for y in (scale(x, factor), factor * x)),
-                          strict=True):  # fmt: skip
-        torch.testing.assert_close(one, other)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_scale_is_a_product(layout):
+    """With its gradients in both layouts: as a batch normalisation with an expanded weight they were garbage in one."""
+    x = torch.randn(4, 16, 8, 8).to(memory_format=layout).requires_grad_()
+    factor = nn.Parameter(torch.tensor(-0.7))
     torch.testing.assert_close(scale(x, factor), factor * x)
+    found, expected = (torch.autograd.grad((y * y).sum(), (x, factor)) for y in (scale(x, factor), factor * x))
+    torch.testing.assert_close(found, expected)
+
+
+def test_networks_with_skips_learn_in_the_layout_of_training(small):
+    """At a usual learning rate, in channels_last, with finite weights that stay moderate."""
+    arch = arch_of(
+        small, 8, [(8, 3, "plain", "convex")] * 3, [(8, 3, "separable", "convex"), (16, 3, "plain", "concat")]
+    )
+    torch.manual_seed(0)
+    net = small.build(arch).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(10):
+        optimizer.zero_grad()
+        images = torch.randn(32, 3, 12, 12).contiguous(memory_format=torch.channels_last)
+        nn.functional.cross_entropy(net(images), torch.arange(32) % 5).backward()
+        optimizer.step()
+    assert max(float(p.detach().abs().max()) for p in net.parameters()) < 3
 
 
 def test_the_graph_is_the_one_the_exporter_writes(mixed):

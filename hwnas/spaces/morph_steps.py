@@ -66,9 +66,7 @@ def chain_of(space: MorphSpace, arch: Arch) -> Chain:
         first = space.max_depth - 1 - arch[space.depth_slot(stage)]
         slots = [space.layer_slot(stage, layer) for layer in range(first, space.max_depth)]
         values = [described[slot : slot + 4] for slot in slots]
-        stages.append(
-            tuple(Layer(int(width), int(kernel), conv == "separable", str(skip)) for width, kernel, conv, skip in values)
-        )
+        stages.append(tuple(Layer(int(w), int(k), conv == "separable", str(skip)) for w, k, conv, skip in values))
     return Chain(int(described[space.stem_slot]), tuple(stages))
 
 
@@ -106,12 +104,17 @@ def steps_of(space: MorphSpace, arch: Arch) -> IntMatrix:
                 found.append(_settled(space, chain, shorter, stage, place))
     archs = [arch_of_chain(space, one) for one in found if one is not None]
     rows = unique_archs(np.array(archs, dtype=np.int64).reshape(-1, len(space.slots)))
-    return rows[(rows != np.array(arch)).any(axis=1)]
+    others: IntMatrix = rows[(rows != np.array(arch)).any(axis=1)]
+    return others
+
+
+def _options(space: MorphSpace) -> list[int]:
+    return [int(width) for width in space.widths]
 
 
 def _other_widths(space: MorphSpace, width: int) -> list[int]:
     """The next wider option, and the widest that keep at most three quarters and half of it: LEMONADE's prunings."""
-    options = space.widths.tolist()
+    options = _options(space)
     wider = [option for option in options if option > width][:1]
     narrower = {max((o for o in options if o <= share * width), default=0) for share in (0.75, 0.5)} - {0}
     return wider + sorted(narrower)
@@ -152,7 +155,7 @@ def _insertions(space: MorphSpace, chain: Chain, stage: int, place: int) -> list
 def _skips(space: MorphSpace, chain: Chain, stage: int, place: int) -> list[Chain | None]:
     """A skip comes in where there is none, or goes out."""
     layer, entering = chain.stages[stage][place], chain.entering(stage, place)
-    options = space.widths.tolist()
+    options = _options(space)
     if layer.skip == CONCAT:
         filters = layer.width - entering
         near = min(options, key=lambda option: (abs(option - filters), option))
@@ -175,7 +178,7 @@ def _settled(space: MorphSpace, before: Chain, chain: Chain, stage: int, place: 
 
     `before` is the chain in which those skips fitted. None where no option is wide enough, or narrow enough.
     """
-    options = space.widths.tolist()
+    options = _options(space)
     removed = stage < len(chain.stages) and len(chain.stages[stage]) < len(before.stages[stage])
     while stage < len(chain.stages):
         if place == len(chain.stages[stage]):

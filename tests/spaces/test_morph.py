@@ -40,7 +40,7 @@ def small() -> MorphSpace:
 @pytest.mark.parametrize(
     ("arguments", "archs"),
     [
-        ({"widths": (8, 16, 32), "max_depth": 2}, 1),
+        ({"widths": (8, 16), "max_depth": 2}, 0),
         (SMALL, 6),
         (SMALL | {"kernels": (3, 5, 7), "resolution": 9, "in_channels": 1, "max_depth": 2}, 4),
         ({"widths": (6,), "kernels": (3,), "stages": 1, "max_depth": 1, "resolution": 7, "stem_stride": 2}, 2),

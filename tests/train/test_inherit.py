@@ -88,7 +88,7 @@ def test_approximate_children_follow_their_parents(family):
             chance.append(correlation(parent, trained_like(SPACE, child_arch, 100 + number), images))
     assert len(found) == 6
     for kind, values in found.items():
-        assert np.mean(values) > max(0.4, abs(np.mean(chance)) + 0.2), (kind, values)
+        assert np.mean(values) > max(0.3, abs(np.mean(chance)) + 0.2), (kind, values)
 
 
 def test_what_is_untouched_is_the_parents(family):

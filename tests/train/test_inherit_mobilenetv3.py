@@ -35,7 +35,7 @@ def change_of(arch: Arch, other: Arch) -> tuple[str, bool]:
 @pytest.fixture(scope="module")
 def family() -> list[tuple[Arch, nn.Module, Arch, Inherited]]:
     found = []
-    for seed, arch in enumerate(rows_of(SPACE.sample(4, np.random.default_rng(0)))):
+    for seed, arch in enumerate(rows_of(SPACE.sample(3, np.random.default_rng(0)))):
         parent = trained_like(SPACE, arch, seed)
         found += [
             (arch, parent, child, inherit(SPACE, arch, parent, child, seed=seed))
@@ -107,7 +107,7 @@ def test_another_resolution_has_the_same_weights(family):
             for key, value in parent.state_dict().items():
                 if not key.endswith("num_batches_tracked"):
                     assert torch.equal(value, child.module.state_dict()[key])
-    assert tried == 4
+    assert tried == 3
 
 
 def test_what_is_untouched(family):

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hwnas.scored import rank
 from hwnas.search.assisted import assisted_search
+from hwnas.search.known import Known
 from hwnas.search.problem import Objective
 from hwnas.space import IntMatrix, rows_of
 from hwnas.spaces import make_space
@@ -103,8 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def regrets(evaluate: Callable[[IntMatrix], FloatMatrix], limit: float, oracle: float) -> list[float]:
         objectives = (Objective("score", "", "maximize"), Objective("latency", "ms", "minimize", limit))
+        known = Known(SPACE, objectives, {"latency": latency})
         evaluations, seed = options.evaluations, options.seed
-        archs = assisted_search(SPACE, evaluate, latency, objectives, evaluations=evaluations, seed=seed, rank=rank)
+        archs = assisted_search(known, evaluate, evaluations=evaluations, seed=seed, rank=rank)
         order = np.argsort(-np.nan_to_num(rank(evaluate(archs)), nan=-np.inf), kind="stable")
         found = accuracy[numbers(archs[order])]
         return [oracle - found[0], oracle - found[:TRAINED].max()]

@@ -1,4 +1,4 @@
-"""Finalists are measured before they are trained: a search finds the networks that are predicted too fast.
+"""Networks are measured before they are trained: a search finds the networks that are predicted too fast.
 
 Among thousands of networks, those whose latency is underestimated look best (the optimiser's curse), so a limit that
 predictions keep, measurements may not. A few seconds on the device are nothing beside a training: whoever is above the
@@ -8,7 +8,7 @@ limit makes room for the next.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,38 +20,33 @@ from hwnas.space import Arch, format_arch, parse_arch
 from hwprof.errors import HwprofError
 from hwprof.files import write_atomic
 
-# Choosing and measuring, at most so often.
-ROUNDS = 5
+# When so many networks in a row were measured, and all were above the limit, the predictions are not to be trusted.
+HOPELESS = 25
 
 
-def confirmed(run: Run, choose: Callable[[set[Arch]], list[Arch]]) -> list[Arch]:
-    """The finalists that `choose` gives, given those that it must not, all measured within the latency limit.
+def above_limit(run: Run, archs: Sequence[Arch]) -> dict[Arch, float]:
+    """Those of the architectures that were measured above the latency limit, with their ms.
 
     What was measured is in the run folder, so that a killed search goes on the same way. A network that could not be
-    measured (refused, no such device here) keeps its prediction. Raises what `choose` raises, InfeasibleError if all
-    were above the limit, RunError if the record is damaged.
+    measured (refused, no such device here) keeps its prediction. Raises InfeasibleError if HOPELESS networks were
+    measured and none keeps the limit, RunError if the record is damaged.
     """
     limit = run.recipe.search.latency
     if limit is None or run.recipe.profile.table is not None:  # a table from elsewhere: searched without the device
-        return choose(set())
-    known = _read(run.folder / "confirmed.json")
-    for _ in range(ROUNDS):
-        finalists = choose({arch for arch, ms in known.items() if ms is not None and ms > limit})
-        unknown = [arch for arch in finalists if arch not in known]
-        if not unknown:
-            return finalists
+        return {}
+    path = run.folder / "confirmed.json"
+    known = _read(path)
+    if unknown := [arch for arch in archs if arch not in known]:
         known |= _measure(run, unknown)
-        write_atomic(
-            run.folder / "confirmed.json", json.dumps({format_arch(arch): ms for arch, ms in known.items()}) + "\n"
-        )
-    kept = [arch for arch in finalists if (ms := known[arch]) is None or ms <= limit]
-    if not kept:
-        fastest = min(ms for ms in known.values() if ms is not None)
+        write_atomic(path, json.dumps({format_arch(arch): ms for arch, ms in known.items()}) + "\n")
+    measured = [ms for ms in known.values() if ms is not None]
+    if len(measured) >= HOPELESS and min(measured) > limit:
         raise InfeasibleError(
-            f"all {len(known)} finalists were measured above the limit of {limit:g} ms (the fastest took {fastest:.4g} "
-            "ms), though predicted within it; relax search.latency, set search.confidence, or profile anew with --fresh"
+            f"all {len(measured)} networks were measured above the limit of {limit:g} ms (the fastest took "
+            f"{min(measured):.4g} ms), though predicted within it; relax search.latency, set search.confidence, or "
+            "profile anew with --fresh"
         )
-    return kept
+    return {arch: ms for arch in archs if (ms := known[arch]) is not None and ms > limit}
 
 
 def _measure(run: Run, archs: Sequence[Arch]) -> dict[Arch, float | None]:
@@ -61,7 +56,6 @@ def _measure(run: Run, archs: Sequence[Arch]) -> dict[Arch, float | None]:
             format_arch(arch): write_arch(run.space, arch, run.target, Path(folder) / run.network_name(arch))
             for arch in archs
         }
-        stage = "measure finalists"
         try:
             measured = measure_files(
                 files,
@@ -69,7 +63,7 @@ def _measure(run: Run, archs: Sequence[Arch]) -> dict[Arch, float | None]:
                 run.table,
                 run.device,
                 plan=run.plan,
-                progress=lambda done, total: run.progress(stage, done, total),
+                progress=lambda done, total: run.progress("measure before training", done, total),
             )
         except HwprofError:
             return dict.fromkeys(archs)

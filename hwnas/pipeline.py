@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from hwnas.confirm import confirmed
 from hwnas.errors import DataError, RunError
 from hwnas.exporting import export_stage
 from hwnas.latency.check import Check, check_table, reanchored
@@ -15,14 +12,12 @@ from hwnas.latency.selection import SweepConfig
 from hwnas.latency.sweep import profile
 from hwnas.report.html import write_html
 from hwnas.report.summary import RunSummary
-from hwnas.run import Run, move_aside, score_objectives, train_study
-from hwnas.scored import ScoredNetwork, ranked, score_networks, scored_front
-from hwnas.search.assisted import choose_finalists
-from hwnas.search.study import failed, record_failure, record_trial, recorded
+from hwnas.run import SURROGATE, Run, move_aside
+from hwnas.scored import ScoredNetwork, score_networks, scored_front
+from hwnas.searching import search_networks
 from hwnas.space import Arch
 from hwnas.train.device import training_device
-from hwnas.train.loop import TrainConfig, TrainingFailed, train
-from hwnas.trained import build, save_weights, trained_front, weights_path
+from hwnas.trained import trained_front
 from hwprof.lock import table_lock
 from hwprof.table import LatencyTable, write_table
 
@@ -81,18 +76,18 @@ def score_stage(run: Run) -> list[ScoredNetwork]:
 
 
 def search_stage(run: Run) -> list[Arch]:
-    """Score architectures, train the finalists, and give the front of the trained, fastest first.
+    """Search by training networks, and give the front of the trained, fastest first.
 
-    Everything evaluated is a trial of the run's journal; what is recorded there is not evaluated again. Finalists are
-    measured before they are trained, those above the limit left out. Raises InfeasibleError if nothing keeps the
-    latency limit, PredictorError if nothing measured does, RunError if every training failed.
+    The surrogate scores architectures first. Everything evaluated is a trial of the run's journal; what is recorded
+    there is not evaluated again. Networks are measured before they are trained, those above the limit left out. Raises
+    InfeasibleError if nothing keeps the limits, RunError if every training failed.
     """
-    score_stage(run)
-    with run.timed("confirm"):
-        finalists = confirmed(run, lambda rejected: _finalists(run, rejected))
+    if run.recipe.search.sampler == SURROGATE:
+        score_stage(run)
+    run.open_folder()
+    _check_data(run)
     with run.timed("train"):
-        for number, arch in enumerate(finalists):
-            _train(run, arch, f"train network {number + 1} of {len(finalists)}")
+        search_networks(run)
     return trained_front(run)
 
 
@@ -105,44 +100,6 @@ def _check_data(run: Run) -> None:
             f"{run.data.channels} and {run.data.num_classes}: leave space.in_channels and space.num_classes out of the "
             "recipe, then they are the data's"
         )
-
-
-def _finalists(run: Run, rejected: set[Arch]) -> list[Arch]:
-    """The scored architectures to train, spread over the front of those that are not `rejected`."""
-    archs, values = ranked(run)
-    values[[arch in rejected for arch in archs]] = np.nan
-    return [archs[row] for row in choose_finalists(values, score_objectives(run), run.recipe.search.finalists)]
-
-
-def _train(run: Run, arch: Arch, stage: str) -> None:
-    """Train an architecture and record it as a trial, unless it is one already."""
-    study = train_study(run)
-    if arch in recorded(study) or arch in failed(study):
-        return
-    section = run.recipe.train
-    config = TrainConfig(**section.model_dump(exclude={"threads", "device"}), seed=run.recipe.seed)
-    module, name = build(run, arch), run.network_name(arch)
-    checkpoint = run.folder / "weights" / f"{name}.checkpoint"
-    run.progress(stage, 0, section.epochs)
-    try:
-        result = train(
-            module,
-            run.data,
-            run.space.input_shape(arch)[1],
-            config,
-            device=training_device(section.device),
-            checkpoint=checkpoint,
-            max_threads=section.threads,
-            progress=lambda done, total, facts: run.progress(stage, done, total),
-        )
-    except TrainingFailed as error:
-        record_failure(study, run.space, arch, str(error))
-        return
-    # The weights are on disk before the trial says that they are; the checkpoint goes last.
-    save_weights(module.cpu(), weights_path(run, arch))  # so that they are read where there is no GPU
-    latency = float(run.predictor.predict_ms(np.array([arch]))[0])
-    record_trial(study, run.space, arch, (result.valid_accuracy, latency), asdict(result))
-    checkpoint.unlink(missing_ok=True)
 
 
 def report_stage(folder: Path) -> RunSummary:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,26 +36,47 @@ else:
     import tomli as tomllib
 
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 def parse_ms(value: object) -> float:
     """Milliseconds from text like '2 ms', '800 us' or '0.01 s'. Raises ValueError on anything else."""
+    return _parse(value, _MILLISECONDS, "a time", "2 ms")
+
+
+def parse_count(value: object) -> float:
+    """A count from a number, or text like '20 M' or '400k'. Raises ValueError on anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = f"{value}"
+    return _parse(value, _COUNTS, "a count", "20 M")
+
+
+def parse_bytes(value: object) -> float:
+    """Bytes from text like '2 MB' or '500 kB'. Raises ValueError on anything else."""
+    return _parse(value, _BYTES, "a size", "2 MB")
+
+
+def _parse(value: object, units: Mapping[str, float], what: str, example: str) -> float:
     match = (
-        re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Zµ]+)\s*", value)
+        re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Zµ]*)\s*", value)
         if isinstance(value, str)
         else None
     )
-    if match is None:
-        raise ValueError('write a number with its unit, like "2 ms"')
+    if match is None or (not match.group(2) and "" not in units):
+        raise ValueError(f'write a number with its unit, like "{example}"')
     number, unit = float(match.group(1)), match.group(2).replace("µs", "us")
-    if unit not in _MILLISECONDS:
-        raise ValueError(f"the unit {unit!r} is not a time; use us, ms or s")
+    if unit not in units:
+        *most, last = [each for each in units if each]
+        raise ValueError(f"the unit {unit!r} is not {what}; use {', '.join(most)} or {last}")
     if number <= 0:
         raise ValueError("must be above zero")
-    return number * _MILLISECONDS[unit]
+    return number * units[unit]
 
 
 Milliseconds = Annotated[float, BeforeValidator(parse_ms), PlainSerializer(lambda ms: f"{ms:g} ms")]
+Count = Annotated[float, BeforeValidator(parse_count), PlainSerializer(lambda count: f"{count:g}")]
+Bytes = Annotated[float, BeforeValidator(parse_bytes), PlainSerializer(lambda size: f"{size:g} B")]
 
 
 def _as_float(value: Any) -> Any:
@@ -129,6 +151,12 @@ class ProfileSection(_Section):
 class SearchSection(_Section):
     """[search]: what is searched for, and how long.
 
+    `trainings` networks are trained, asked of the `sampler` in batches of `batch`: ours by name ("surrogate",
+    "lemonade", "evolution", "local", "random"), or any sampler of Optuna by the name of its class, with
+    `sampler_options`. The surrogate first scores `evaluations` networks without training them, which `score_sampler`
+    chooses; so does a search that trains none. `latency` (predicted), `macs`, `params` and `size` (of the weights in
+    the target's precision) are hard limits: what breaks them is not evaluated.
+
     `score`: "combined", a score's name, or several to be combined. Scores are means over `score_draws` of the initial
     weights, each on `score_batch` images. The largest networks of the space are scored at `score_resolution` pixels,
     unless they are smaller, the others in proportion; in `workers` processes (None: as many as there are cores, if it
@@ -141,9 +169,15 @@ class SearchSection(_Section):
     latency: Milliseconds | None = None
     confidence: float | None = Field(default=None, gt=0, lt=1)
     score: str | list[str] = "combined"
+    macs: Count | None = None
+    params: Count | None = None
+    size: Bytes | None = None
     sampler: str = "surrogate"
+    sampler_options: dict[str, Any] = {}
+    trainings: int = Field(default=5, ge=1)
+    batch: int = Field(default=5, ge=1)
+    score_sampler: str = "surrogate"
     evaluations: int = Field(default=120, ge=8)
-    finalists: int = Field(default=5, ge=1)
     score_batch: int = Field(default=16, ge=2)
     score_draws: int = Field(default=4, ge=1)
     score_resolution: int = Field(default=48, ge=8)
@@ -166,7 +200,13 @@ class SearchSection(_Section):
 
 
 class TrainSection(_Section):
-    """[train]: how the finalists are trained (see hwnas.train.loop), and on what networks are trained and scored."""
+    """[train]: how networks are trained (see hwnas.train.loop), and on what they are trained and scored.
+
+    `inherit`: a network that the sampler made of another begins with its weights and trains `child_epochs` (None: half
+    of `epochs`); where the step does not keep the function, it also learns from its parent with `distil_weight`. None:
+    with the sampler "lemonade". A `stopper` ends trainings that are not worth their rest (see hwnas.search.fidelity);
+    one that takes longer than `timeout_seconds` has failed.
+    """
 
     epochs: int = Field(default=12, ge=1)
     batch_size: int = Field(default=64, ge=2)
@@ -174,13 +214,29 @@ class TrainSection(_Section):
     augment: Literal["none", "crop", "crop_flip"] = "crop"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     max_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    inherit: bool | None = None
+    child_epochs: int | None = Field(default=None, ge=1)
+    distil_weight: float = Field(default=0.5, ge=0, le=1)
+    stopper: str = "none"
+    stopper_options: dict[str, Any] = {}
     threads: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    @field_validator("learning_rate", "max_seconds", mode="before")
+    @field_validator("learning_rate", "max_seconds", "timeout_seconds", "distil_weight", mode="before")
     @classmethod
     def _whole_numbers_are_numbers(cls, value: Any) -> Any:
         return _as_float(value)
+
+    @model_validator(mode="after")
+    def _the_stopper_can_be_made(self) -> TrainSection:
+        from hwnas.search.fidelity import make_stopper
+
+        try:
+            make_stopper(self.stopper, self.stopper_options, self.epochs)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class Recipe(_Section):
@@ -304,16 +360,18 @@ networks = 10          # random networks to profile; 0: every block of the space
 # latency = "1 ms"     # a hard limit: nothing predicted above it is trained
 # confidence = 0.95    # the limit holds for the prediction's upper bound: measurements keep it so often
 score = "combined"     # how untrained networks are ranked; or a score by name, or a list: hwnas score --help
-sampler = "surrogate"  # or any sampler of Optuna by name, e.g. "TPESampler"
 evaluations = 120      # networks to score
 score_batch = 16       # images to score each on
 score_draws = 4        # of initial weights; scores are means over them
-finalists = 5          # networks to train
+sampler = "surrogate"  # or "lemonade", "evolution", "local", "random", or any sampler of Optuna, e.g. "TPESampler"
+trainings = 5          # networks to train
+# macs = "20 M"        # other hard limits; also params = "400 k", size = "2 MB"
 
 [train]
 epochs = 12
 batch_size = 64
 threads = 1            # of torch; small networks train no faster on more
+# stopper = "curve_ranking"   # ends trainings early that will not come out best; or "successive_halving", "hyperband"
 # device = "cpu"       # "auto" takes an NVIDIA GPU if there is one
 """
 

@@ -27,7 +27,8 @@ from hwnas.latency.predict import TablePredictor
 from hwnas.progress import Progress, silent
 from hwnas.recipe import Recipe, changed_keys, parse_recipe
 from hwnas.search.problem import FloatVector, Objective
-from hwnas.search.study import make_sampler, open_study
+from hwnas.search.samplers import make_sampler
+from hwnas.search.study import open_study
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch
 from hwnas.spaces import make_space, space_arguments
 from hwnas.train.data import ImageData, load_data
@@ -163,6 +164,12 @@ class Run:
     def index(self) -> BlockIndex:
         return self.predictor.index
 
+    @property
+    def inherits(self) -> bool:
+        """Whether networks begin with the weights of those that they were made of."""
+        given = self.recipe.train.inherit
+        return self.recipe.search.sampler == "lemonade" if given is None else given
+
     def network_name(self, arch: Arch) -> str:
         """A short name for files and tables, the same in every run."""
         return f"net-{hashlib.sha256(format_arch(arch).encode()).hexdigest()[:6]}"
@@ -216,7 +223,7 @@ def _latency_objective(run: Run) -> Objective:
 def score_study(run: Run) -> optuna.Study:
     """The study of the zero-shot scores."""
     section = run.recipe.search
-    sampler = None if section.sampler == SURROGATE else make_sampler(section.sampler, run.recipe.seed)
+    sampler = None if section.score_sampler == SURROGATE else make_sampler(section.score_sampler, run.recipe.seed)
     return open_study(run.folder / "journal.log", "score", score_objectives(run), sampler)
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import optuna
 
 from hwnas.errors import DataError, PredictorError, RunError
+from hwnas.limits import known_limits, unlimited
 from hwnas.ranks import places
 from hwnas.run import SURROGATE, Run, score_objectives, score_study
 from hwnas.scoring import Scorers, Scoring
 from hwnas.search.assisted import assisted_search
+from hwnas.search.known import Known
 from hwnas.search.pareto import nondominated
 from hwnas.search.problem import FloatMatrix, FloatVector, to_losses, violations
 from hwnas.search.study import ask_arch, failed, record_failure, record_trial, recorded
@@ -56,6 +58,7 @@ def score_networks(run: Run) -> None:
     """Score as many architectures as the recipe says, all within the limits; what is recorded counts."""
     section = run.recipe.search
     study, book = score_study(run), _Book(run, section.evaluations)
+    known = Known(run.space, unlimited(score_objectives(run)), {"latency": run.searched_ms}, known_limits(run))
     with Scorers(scoring_of(run), section.workers) as scorers:
 
         def evaluate(archs: IntMatrix) -> FloatMatrix:
@@ -64,20 +67,11 @@ def score_networks(run: Run) -> None:
                 book.record(arch, results)
             return book.matrix(rows)
 
-        if section.sampler == SURROGATE:
-            assisted_search(
-                run.space,
-                evaluate,
-                run.searched_ms,
-                score_objectives(run),
-                evaluations=section.evaluations,
-                seed=run.recipe.seed,
-                rank=rank,
-            )
+        if section.score_sampler == SURROGATE:
+            assisted_search(known, evaluate, evaluations=section.evaluations, seed=run.recipe.seed, rank=rank)
             return
-        limit = np.inf if section.latency is None else section.latency
         for _ in range(len(book), section.evaluations):
-            trial, arch = ask_arch(study, run.space, lambda archs: run.searched_ms(archs) <= limit)
+            trial, arch = ask_arch(study, run.space, known.feasible)
             for _, results in scorers.score([arch]):
                 book.record(arch, results, trial)
 
@@ -95,7 +89,7 @@ def ranked(run: Run) -> tuple[list[Arch], FloatMatrix]:
     trials = recorded(score_study(run))
     archs = list(trials)
     values = np.empty((len(archs), 2))
-    values[:, 0] = rank(_matrix(run, trials, archs)) if archs else []
+    values[:, 0] = rank(score_matrix(run, trials, archs)) if archs else []
     values[:, 1] = [trials[arch].values[1] for arch in archs]
     return archs, values
 
@@ -127,7 +121,7 @@ def scored_front(run: Run) -> list[ScoredNetwork]:
         raise PredictorError(f"none of the {len(archs)} scored architectures has a score within the limits")
     front = kept[nondominated(to_losses(values[kept], objectives))]
     trials, predicted = recorded(score_study(run)), run.predictor.predict_ms(np.array(archs))
-    names, matrix = score_names(run.recipe.search.score), _matrix(run, trials, archs)
+    names, matrix = score_names(run.recipe.search.score), score_matrix(run, trials, archs)
     place, each = places(values[:, 0]), np.apply_along_axis(places, 0, matrix)
     return [
         ScoredNetwork(
@@ -145,7 +139,7 @@ def scored_front(run: Run) -> list[ScoredNetwork]:
 def without_vote(run: Run) -> dict[str, float]:
     """The scores that do not count since they disagree with the others, each with its agreement (`combine.py`)."""
     trials = recorded(score_study(run))
-    return silent(score_names(run.recipe.search.score), _matrix(run, trials, list(trials)))
+    return silent(score_names(run.recipe.search.score), score_matrix(run, trials, list(trials)))
 
 
 def scores_of(run: Run, trial: optuna.trial.FrozenTrial) -> dict[str, float | None]:
@@ -160,7 +154,7 @@ def scores_of(run: Run, trial: optuna.trial.FrozenTrial) -> dict[str, float | No
     return {name: found[name] for name in names}
 
 
-def _matrix(run: Run, trials: Mapping[Arch, optuna.trial.FrozenTrial], archs: Sequence[Arch]) -> FloatMatrix:
+def score_matrix(run: Run, trials: Mapping[Arch, optuna.trial.FrozenTrial], archs: Sequence[Arch]) -> FloatMatrix:
     """(n, k) scores, NaN where undefined."""
     rows = [list(scores_of(run, trials[arch]).values()) for arch in archs]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(score_names(run.recipe.search.score)))
@@ -173,7 +167,7 @@ class _Book:
         self._run, self._study, self._total = run, score_study(run), total
         self._names = score_names(run.recipe.search.score)
         trials = recorded(self._study)
-        self._rows = dict(zip(trials, _matrix(run, trials, list(trials)), strict=True))
+        self._rows = dict(zip(trials, score_matrix(run, trials, list(trials)), strict=True))
         self._rows |= dict.fromkeys(failed(self._study), np.full(len(self._names), np.nan))
         self._progress()
 

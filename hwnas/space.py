@@ -163,7 +163,8 @@ class SearchSpace(ABC):
             if option != arch[slot]
         ]
         found = unique_archs(self.canonical(np.array(steps, dtype=np.int64).reshape(-1, len(self.slots))))
-        return found[(found != np.array(self.check(arch))).any(axis=1)]
+        others: IntMatrix = found[(found != np.array(self.check(arch))).any(axis=1)]
+        return others
 
     def start_archs(self) -> IntMatrix:
         """(k, slots): small canonical architectures that a search may begin with; here none."""

@@ -1,4 +1,4 @@
-"""Finalists measured before training, on a device of a test's making."""
+"""Networks measured before training, on a device of a test's making."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hwnas import confirm
-from hwnas.confirm import ROUNDS, confirmed
+from hwnas.confirm import HOPELESS, above_limit
 from hwnas.errors import InfeasibleError, RunError
 from hwnas.latency.measure import Measured
-from hwnas.space import format_arch
+from hwnas.space import format_arch, rows_of, unique_archs
 from hwnas.spaces.nasbench201 import NasBench201Space
 from hwprof.errors import DeviceError
 from hwprof.target import Target
@@ -58,47 +59,43 @@ def run_in(folder: Path, limit: float | None = 1.0, table: str | None = None) ->
     )
 
 
-def first_two(rejected: set[Any]) -> list[Any]:
-    return [arch for arch in ARCHS if arch not in rejected][:2]
-
-
-def test_who_is_above_the_limit_makes_room_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_above_the_limit_is_found_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(dict(zip(ARCHS, (1.1, 0.9, 1.2, 0.5, 1, 1, 1, 1), strict=True)))
     monkeypatch.setattr(confirm, "measure_files", world.measure_files)
-    assert confirmed(run_in(tmp_path), first_two) == [ARCHS[1], ARCHS[3]]
-    assert world.calls == [ARCHS[:2], [ARCHS[2]], [ARCHS[3]]]
+    assert above_limit(run_in(tmp_path), ARCHS[:2]) == {ARCHS[0]: 1.1}
+    assert above_limit(run_in(tmp_path), ARCHS[:4]) == {ARCHS[0]: 1.1, ARCHS[2]: 1.2}
+    assert world.calls == [ARCHS[:2], ARCHS[2:4]]
     assert json.loads((tmp_path / "confirmed.json").read_text())[format_arch(ARCHS[0])] == 1.1
-    # Again, as after a kill: the same finalists, nothing measured anew.
-    assert confirmed(run_in(tmp_path), first_two) == [ARCHS[1], ARCHS[3]]
-    assert len(world.calls) == 3
+    # Again, as after a kill: the same, nothing measured anew.
+    assert above_limit(run_in(tmp_path), ARCHS[:4]) == {ARCHS[0]: 1.1, ARCHS[2]: 1.2}
+    assert len(world.calls) == 2
 
 
 def test_refused_and_absent_measurements_leave_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(dict.fromkeys(ARCHS, 2.0), refused=tuple(ARCHS))
     monkeypatch.setattr(confirm, "measure_files", world.measure_files)
-    assert confirmed(run_in(tmp_path), first_two) == ARCHS[:2]
+    assert above_limit(run_in(tmp_path), ARCHS) == {}
     world = World({}, dead=True)
     monkeypatch.setattr(confirm, "measure_files", world.measure_files)
-    assert confirmed(run_in(tmp_path / "other"), first_two) == ARCHS[:2]
+    assert above_limit(run_in(tmp_path / "other"), ARCHS) == {}
 
 
 def test_without_a_limit_or_a_device_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confirm, "measure_files", None)
-    assert confirmed(run_in(tmp_path, limit=None), first_two) == ARCHS[:2]
-    assert confirmed(run_in(tmp_path, table="elsewhere.json"), first_two) == ARCHS[:2]
+    assert above_limit(run_in(tmp_path, limit=None), ARCHS) == {}
+    assert above_limit(run_in(tmp_path, table="elsewhere.json"), ARCHS) == {}
 
 
-def test_the_rounds_are_bounded_and_nothing_within_the_limit_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(dict.fromkeys(ARCHS, 1.5))
+def test_predictions_that_never_hold_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archs = rows_of(unique_archs(SPACE.sample(4 * HOPELESS, np.random.default_rng(0))))[:HOPELESS]
+    world = World(dict.fromkeys(archs, 1.5))
     monkeypatch.setattr(confirm, "measure_files", world.measure_files)
-    with pytest.raises(InfeasibleError, match=r"all \d finalists were measured above the limit of 1 ms .*took 1.5 ms"):
-        confirmed(run_in(tmp_path), lambda rejected: [arch for arch in ARCHS if arch not in rejected][:1])
-    assert len(world.calls) == ROUNDS
+    assert len(above_limit(run_in(tmp_path), archs[:-1])) == HOPELESS - 1
+    with pytest.raises(InfeasibleError, match=r"all 25 networks were measured above the limit of 1 ms .*took 1.5 ms"):
+        above_limit(run_in(tmp_path), archs)
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "confirmed.json").write_text("{")
     with pytest.raises(RunError, match=r"confirmed\.json is damaged"):
-        confirmed(run_in(tmp_path), first_two)
+        above_limit(run_in(tmp_path), ARCHS)

@@ -50,7 +50,7 @@ fit = 8
 held_out = 9
 [search]
 evaluations = 12
-finalists = 2
+trainings = 2
 [train]
 epochs = 2
 """
@@ -202,7 +202,7 @@ def test_an_infeasible_limit_says_what_is_attainable(finished: Path, tmp_path: P
 
 
 def test_a_confidence_keeps_the_upper_bound_under_the_limit(finished: Path, tmp_path: Path) -> None:
-    text = with_table(finished).replace("finalists = 2", "finalists = 1").replace("epochs = 2", "epochs = 1")
+    text = with_table(finished).replace("trainings = 2", "trainings = 1").replace("epochs = 2", "epochs = 1")
     table = read_table(next((finished / "latency_tables").glob("*/*.json")))
     arguments = dict(table.provenance["space"])
     space = make_space(arguments.pop("name"), arguments)
@@ -250,10 +250,10 @@ def test_another_recipe_is_refused_in_the_same_folder_and_fresh_moves_the_old_ru
     run = tmp_path / "runs" / "toy"
     run.mkdir(parents=True)
     (run / "recipe.toml").write_text(RECIPE)
-    text = with_table(finished).replace("finalists = 2", "finalists = 1")
+    text = with_table(finished).replace("trainings = 2", "trainings = 1")
     (tmp_path / "toy.toml").write_text(text)
     message = " ".join(hwnas(tmp_path, "search", "toy.toml", code=1).stderr.split())
-    assert "profile.table, search.finalists changed" in message
+    assert "profile.table, search.trainings changed" in message
     assert "--fresh" in message
     hwnas(tmp_path, "search", "toy.toml", "--fresh")
     assert (tmp_path / "runs" / "toy.1" / "recipe.toml").read_text() == RECIPE
@@ -261,7 +261,7 @@ def test_another_recipe_is_refused_in_the_same_folder_and_fresh_moves_the_old_ru
 
 @pytest.mark.parametrize("sampler", ["TPESampler", "NSGAIISampler"])
 def test_optunas_samplers_work_by_name(finished: Path, tmp_path: Path, sampler: str) -> None:
-    text = with_table(finished).replace("finalists = 2", "finalists = 1")
+    text = with_table(finished).replace("trainings = 2", "trainings = 1")
     text = text.replace("[search]", f'[search]\nsampler = "{sampler}"\nscore = "macs"').replace(
         "epochs = 2", "epochs = 1"
     )
@@ -273,7 +273,7 @@ def test_a_table_of_another_machine_searches_but_does_not_measure(finished: Path
     table = read_table(next((finished / "latency_tables").glob("*/*.json")))
     other = tmp_path / "other.json"
     write_table(replace(table, fingerprint={**table.fingerprint, "cpu": "another"}), other)
-    text = RECIPE.replace("[profile]", '[profile]\ntable = "other.json"').replace("finalists = 2", "finalists = 1")
+    text = RECIPE.replace("[profile]", '[profile]\ntable = "other.json"').replace("trainings = 2", "trainings = 1")
     (tmp_path / "toy.toml").write_text(text.replace("epochs = 2", "epochs = 1"))
     summary = RunSummary.from_json(hwnas(tmp_path, "run", "toy.toml", "--json").stdout)
     assert summary.networks[0].measured_ms is None
@@ -315,7 +315,7 @@ def test_every_shipped_recipe_runs_at_toy_size(path: Path, tmp_path: Path) -> No
     shrink = {
         "source": '"digits"',
         "evaluations": "8",
-        "finalists": "1",
+        "trainings": "1",
         "epochs": "1",
         "networks": "3",
         "fit": "8",

@@ -64,7 +64,7 @@ def run_in(folder: Path, sampler: str = "surrogate", limit: float | None = None)
         recipe=SimpleNamespace(
             seed=0,
             search=SearchSection.model_validate(
-                {"score": NAMES, "evaluations": 24, "sampler": sampler}
+                {"score": NAMES, "evaluations": 24, "score_sampler": sampler}
                 | ({} if limit is None else {"latency": f"{limit} ms"})
             ),
             train=TrainSection(device="cpu"),

@@ -24,7 +24,7 @@ resolution = 8
 [search]
 score = "macs"
 evaluations = 12
-finalists = 1
+trainings = 1
 [train]
 epochs = 1
 """

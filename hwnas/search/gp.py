@@ -135,8 +135,8 @@ class GaussianProcess:
         scale: float,
     ) -> GaussianProcess:
         bases = [kernel.base(features, features) for kernel in kernels]
-        cholesky = np.linalg.cholesky(_covariance(kernels, bases, parameters)[0])
-        weights = np.asarray(cho_solve((cholesky, True), standard))
+        cholesky = np.asarray(np.linalg.cholesky(_covariance(kernels, bases, parameters)[0]), dtype=np.float64)
+        weights = np.asarray(cho_solve((cholesky, True), standard), dtype=np.float64)
         return cls(kernels, features, parameters, evidence, standard, mean, scale, cholesky, weights)
 
     def predict(self, features: FloatMatrix) -> tuple[FloatVector, FloatVector]:

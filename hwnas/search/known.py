@@ -24,7 +24,8 @@ class Known:
     `objectives`: those of the study, in its order. `exact`: the name of an objective -> (n, slots) -> (n,) values, for
     those that need no evaluation, such as latency. `limits`: other quantities with their limits, such as MACs.
     `prior`: (n, slots) -> (n, k) scores of each architecture, each as a rank among some: 0 for the worst, 1 for the
-    best; NaN where undefined.
+    best; NaN where undefined. `candidates`: (n, slots) architectures that are worth a look in a space that is too large
+    to be looked at whole, such as those that were scored.
     """
 
     space: SearchSpace
@@ -32,6 +33,7 @@ class Known:
     exact: Mapping[str, Quantity] = field(default_factory=dict)
     limits: Sequence[tuple[Objective, Quantity]] = ()
     prior: Callable[[IntMatrix], FloatMatrix] | None = None
+    candidates: IntMatrix | None = None
 
     def feasible(self, archs: IntMatrix) -> BoolVector:
         """(n, slots) -> (n,) whether an architecture keeps every limit that is known before its evaluation."""

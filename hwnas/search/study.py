@@ -6,7 +6,6 @@ every sampler and every plot of Optuna understands them.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import warnings
@@ -24,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from hwnas.errors import InfeasibleError, RecipeError, RunError
+from hwnas.errors import InfeasibleError, RunError
 from hwnas.search.problem import Objective, check_objectives
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
 
@@ -32,7 +31,10 @@ Feasible = Callable[[IntMatrix], NDArray[np.bool_]]
 
 ARCH = "arch"  # user attribute: the canonical architecture as text
 REASON = "reason"  # user attribute of a FAIL trial: why the evaluation failed
+STOPPED = "stopped"  # user attribute of a trial whose evaluation was ended early: why
 SKIPPED = "skipped"  # user attribute of a trial that was asked for and not evaluated: why
+
+_REPEATED = "was evaluated before"
 
 
 def open_study(
@@ -135,26 +137,19 @@ def ask_arch(
 ) -> tuple[Trial, Arch]:
     """Ask the study's sampler for a new architecture; end the trial with `record_trial` or `record_failure`.
 
-    An architecture that breaks a limit known before evaluation, (n, slots) -> (n,) `feasible`, or was evaluated or
-    failed before is told as pruned: samplers that learn from pruned trials (TPE) move on, the others just ask again.
-    Raises InfeasibleError after `max_tries` of them, not counting as many repetitions as there are trials.
+    An architecture that breaks a limit known before evaluation, (n, slots) -> (n,) `feasible`, or that has a trial
+    already is told as pruned: samplers that learn from pruned trials (TPE) move on, the others just ask again. Raises
+    InfeasibleError after `max_tries` of them, not counting as many repetitions as there are trials.
     """
-    known = {*recorded(study), *failed(study)}
     # a seeded sampler in a resumed run begins with what it asked in the first: those repetitions are no sign of an end
     free_repeats, infeasible, repeated = len(study.get_trials(deepcopy=False)), 0, 0
     while infeasible + max(repeated - free_repeats, 0) < max_tries:
         trial = study.ask()
-        arch = suggest(trial, space)
-        if arch in known:
-            repeated += 1
-            trial.set_user_attr(SKIPPED, f"architecture {format_arch(arch)} was evaluated before")
-        elif feasible is not None and not feasible(np.array([arch], dtype=np.int64))[0]:
-            infeasible += 1
-            trial.set_user_attr(SKIPPED, f"architecture {format_arch(arch)} breaks a limit known before evaluation")
-        else:
-            trial.set_user_attr(ARCH, format_arch(arch))
-            return trial, arch
-        _tell(study, trial, TrialState.PRUNED)
+        reason = settle(study, space, trial, feasible)
+        if reason is None:
+            return trial, parse_arch(trial.user_attrs[ARCH])
+        repeated += reason == _REPEATED
+        infeasible += reason != _REPEATED
     raise InfeasibleError(
         f"{type(study.sampler).__name__} found no new architecture of {space.name} in {infeasible + repeated} tries: "
         f"{infeasible} broke a limit known before evaluation, {repeated} were evaluated before; relax a limit, widen "
@@ -162,28 +157,42 @@ def ask_arch(
     )
 
 
-def make_sampler(name: str, seed: int, **options: Any) -> BaseSampler:
-    """A sampler of optuna.samplers by its class name, e.g. 'TPESampler'; `options` are its keyword arguments.
+def settle(study: optuna.Study, space: SearchSpace, trial: Trial, feasible: Feasible | None = None) -> str | None:
+    """Let the sampler choose a trial's architecture, unless it has one; None, or why it was told as pruned."""
+    if ARCH in trial.user_attrs:
+        return None
+    arch = suggest(trial, space)
+    if arch in _asked(study, trial.number):
+        reason = _REPEATED
+    elif feasible is not None and not feasible(np.array([arch], dtype=np.int64))[0]:
+        reason = "breaks a limit known before evaluation"
+    else:
+        trial.set_user_attr(ARCH, format_arch(arch))
+        return None
+    record_skip(study, trial, f"architecture {format_arch(arch)} {reason}")
+    return reason
 
-    For a study with trials, a seed such as `seed + len(study.trials)` avoids asking for the same ones again. Raises
-    RecipeError for a name or an option that there is not.
-    """
-    classes = {
-        found: each
-        for found, each in vars(optuna.samplers).items()
-        if inspect.isclass(each) and issubclass(each, BaseSampler) and not inspect.isabstract(each)
+
+def record_skip(study: optuna.Study, trial: Trial, reason: str) -> None:
+    """Record that a trial's architecture was not evaluated, and why."""
+    trial.set_user_attr(SKIPPED, reason)
+    _tell(study, trial, TrialState.PRUNED)
+
+
+def record_stop(study: optuna.Study, trial: Trial, reason: str, user_attrs: Mapping[str, Any]) -> None:
+    """Record that an evaluation was ended early since it was not worth its rest, and why."""
+    for key, value in {**user_attrs, STOPPED: reason}.items():
+        trial.set_user_attr(key, value)
+    _tell(study, trial, TrialState.PRUNED)
+
+
+def _asked(study: optuna.Study, number: int) -> set[Arch]:
+    """The architectures of all trials but one that were or are being evaluated, or skipped for their own sake."""
+    return {
+        parse_arch(trial.user_attrs[ARCH])
+        for trial in study.get_trials(deepcopy=False)
+        if ARCH in trial.user_attrs and trial.number != number
     }
-    if name not in classes:
-        raise RecipeError(f"there is no sampler {name!r}; Optuna has {', '.join(sorted(classes))}")
-    accepted = inspect.signature(classes[name]).parameters
-    if "seed" in accepted:
-        options = {"seed": seed, **options}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # the user asked for it by name
-            return classes[name](**options)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"sampler {name} cannot be made: {error}; its options: {', '.join(accepted)}") from error
 
 
 def _drop_torn_tail(journal: Path, lock: JournalFileOpenLock) -> None:

@@ -57,8 +57,10 @@ class WarpedModel:
         means, _ = self.process.predict(features)
         return WarpedModel(self.process.extended(features, means), self.best, self.shift)
 
-    def quantiles(self, features: FloatMatrix, normal: FloatVector) -> FloatMatrix:
-        """(n, k) features, (q,) quantiles of the standard normal distribution -> (n, q) losses, without noise."""
-        means, deviations = self.process.predict(features)
-        values = means[:, None] + deviations[:, None] * normal
+    def predict(self, features: FloatMatrix) -> tuple[FloatVector, FloatVector]:
+        """(n, k) features -> (n,) means and deviations of the process; `losses` takes them back."""
+        return self.process.predict(features)
+
+    def losses(self, values: FloatMatrix) -> FloatMatrix:
+        """Values of the process, in any shape, as losses: a median from a mean, a quantile from a quantile."""
         return np.asarray(np.exp(np.minimum(values, 700.0)) + self.best - self.shift)

@@ -7,8 +7,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from hwnas.errors import InfeasibleError, PredictorError
-from hwnas.search.assisted import assisted_search, choose_finalists, feasible_sample
+from hwnas.errors import InfeasibleError
+from hwnas.search.assisted import assisted_search
+from hwnas.search.known import Known
 from hwnas.search.pareto import hypervolume
 from hwnas.search.problem import Objective, to_losses
 from hwnas.space import Arch, IntMatrix, rows_of
@@ -30,14 +31,18 @@ def problem(toy: ModuleType, limit: float | None = None):
     return space, truth, objectives, score, latency
 
 
+def known_of(space, latency, objectives) -> Known:
+    return Known(space, objectives, {"latency": latency})
+
+
 def test_beats_random_search_at_equal_evaluations(toy: ModuleType) -> None:
     space, truth, objectives, score, latency = problem(toy)
     everything = truth(space.sample(4000, np.random.default_rng(0)))
     worst = to_losses(everything, objectives).max(axis=0)
     wins = 0
     for seed in range(6):
-        found = assisted_search(space, score, latency, objectives, evaluations=40, seed=seed)
-        at_random = feasible_sample(space, latency, objectives[1], len(found), np.random.default_rng(seed))
+        found = assisted_search(known_of(space, latency, objectives), score, evaluations=40, seed=seed)
+        at_random = known_of(space, latency, objectives).sample(len(found), np.random.default_rng(seed))
         ours, theirs = (hypervolume(to_losses(truth(archs), objectives), worst) for archs in (found, at_random))
         wins += ours > theirs
     assert wins >= 5
@@ -47,7 +52,7 @@ def test_scores_distinct_architectures_within_the_limit_and_the_budget(toy: Modu
     space, truth, _, score, latency = problem(toy)
     limit = float(np.quantile(truth(space.sample(500, np.random.default_rng(0)))[:, 1], 0.3))
     bounded = (SCORE, Objective("latency", "ms", "minimize", limit))
-    found = assisted_search(space, score, latency, bounded, evaluations=30, seed=1)
+    found = assisted_search(known_of(space, latency, bounded), score, evaluations=30, seed=1)
     assert len(found) == 30
     assert len({tuple(row) for row in found}) == 30
     assert (latency(found) <= limit).all()
@@ -70,11 +75,11 @@ def test_a_run_that_was_cut_off_takes_the_same_path(toy: ModuleType) -> None:
                 known[arch] = score(np.array([arch]))[0]
         return np.array([known[arch] for arch in rows_of(archs)])
 
-    whole = assisted_search(space, score, latency, objectives, evaluations=40, seed=3)
+    whole = assisted_search(known_of(space, latency, objectives), score, evaluations=40, seed=3)
     while cuts:
         with pytest.raises(Cut):
-            assisted_search(space, remembered, latency, objectives, evaluations=40, seed=3)
-    resumed = assisted_search(space, remembered, latency, objectives, evaluations=40, seed=3)
+            assisted_search(known_of(space, latency, objectives), remembered, evaluations=40, seed=3)
+    resumed = assisted_search(known_of(space, latency, objectives), remembered, evaluations=40, seed=3)
     np.testing.assert_array_equal(resumed, whole)
     assert len(known) == 40
 
@@ -85,7 +90,7 @@ def test_undefined_scores_do_not_stop_the_search(toy: ModuleType) -> None:
     def undefined(archs: IntMatrix) -> np.ndarray:
         return np.where(archs[:, :1] == 0, np.nan, score(archs))
 
-    found = assisted_search(space, undefined, latency, objectives, evaluations=40, seed=0)
+    found = assisted_search(known_of(space, latency, objectives), undefined, evaluations=40, seed=0)
     assert len(found) == 40
 
 
@@ -100,8 +105,8 @@ def test_several_scores_are_ranked_among_all_that_were_scored(toy: ModuleType) -
         ranked.append(len(scores))
         return scores[:, 1] - 1000
 
-    alone = assisted_search(space, score, latency, objectives, evaluations=40, seed=2)
-    found = assisted_search(space, two, latency, objectives, evaluations=40, seed=2, rank=by_the_second)
+    alone = assisted_search(known_of(space, latency, objectives), score, evaluations=40, seed=2)
+    found = assisted_search(known_of(space, latency, objectives), two, evaluations=40, seed=2, rank=by_the_second)
     np.testing.assert_array_equal(found, alone)
     assert ranked == [20, 25, 30, 35]
 
@@ -111,18 +116,7 @@ def test_a_limit_that_few_keep_is_reached_and_one_that_none_keeps_is_explained(t
     fastest = latency(np.zeros((1, len(space.slots)), dtype=np.int64))[0]
     everything = latency(space.sample(4000, np.random.default_rng(0)))
     tight = Objective("latency", "ms", "minimize", float(np.quantile(everything, 0.002)))
-    assert (latency(feasible_sample(space, latency, tight, 10, np.random.default_rng(0))) <= tight.limit).all()
+    assert (latency(known_of(space, latency, (SCORE, tight)).sample(10, np.random.default_rng(0))) <= tight.limit).all()
     impossible = (SCORE, Objective("latency", "ms", "minimize", float(fastest) * 0.5))
     with pytest.raises(InfeasibleError, match=r"attainable"):
-        assisted_search(space, score, latency, impossible, evaluations=20, seed=0)
-
-
-def test_finalists_are_spread_over_the_front_then_over_the_next() -> None:
-    objectives = (SCORE, Objective("latency", "ms", "minimize", 10.0))
-    values = np.array([[1, 1], [2, 2], [3, 3], [0.5, 1.5], [9, 11], [np.nan, 1], [2.5, 2.9]], dtype=float)
-    assert sorted(choose_finalists(values, objectives, 2)) == [0, 2]
-    assert sorted(choose_finalists(values, objectives, 4)) == [0, 1, 2, 6]
-    assert sorted(choose_finalists(values, objectives, 5)) == [0, 1, 2, 3, 6]
-    assert sorted(choose_finalists(values, objectives, 50)) == [0, 1, 2, 3, 6]
-    with pytest.raises(PredictorError, match="none of the 1"):
-        choose_finalists(values[4:5], objectives, 1)
+        assisted_search(known_of(space, latency, impossible), score, evaluations=20, seed=0)

@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 
 from hwnas.errors import InfeasibleError, RecipeError, RunError, SpaceError
 from hwnas.search.problem import Objective
+from hwnas.search.samplers import make_sampler
 from hwnas.search.study import (
     ask_arch,
     failed,
-    make_sampler,
     open_study,
     record_failure,
     record_trial,

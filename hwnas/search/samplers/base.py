@@ -1,4 +1,4 @@
-"""What our samplers share: the history of a study as matrices, what is known beforehand, and where randomness comes from.
+"""What our samplers share: a study's history as matrices, what is known beforehand, and where randomness comes from.
 
 Our samplers keep no state: a proposal follows from the seed, the number of the trial and the trials of the study. So
 a search that was cut off and goes on asks for what it would have asked for, in this process or in many.
@@ -127,7 +127,9 @@ class HistorySampler(BaseSampler):
     def choices(self, history: History, rows: Rows) -> Rows:
         """Those of (n, genes) rows that are new and within the limits, each once."""
         rows = rows[history.fresh(rows)] if len(rows) else rows
-        return rows if self._known is None or not len(rows) else rows[self._known.feasible(rows)]
+        if self._known is not None and len(rows):
+            rows = rows[self._known.feasible(rows)]
+        return rows
 
     def _random(self, history: History, genes: Genes, rng: np.random.Generator) -> Rows:
         """A random new row within the limits; where none is found, one that was evaluated before.
@@ -137,13 +139,13 @@ class HistorySampler(BaseSampler):
         for _ in range(_TRIES):
             found = self.choices(history, genes.sample(_SAMPLE, rng))
             if len(found):
-                row: Rows = found[0]
-                return row
-        if self._known is None:
-            return genes.sample(1, rng)[0]
-        found = self._known.sample(_SAMPLE, rng)
-        fresh = self.choices(history, found)
-        return fresh[0] if len(fresh) else found[0]
+                break
+        else:
+            any_ = genes.sample(1, rng) if self._known is None else self._known.sample(_SAMPLE, rng)
+            fresh = self.choices(history, any_)
+            found = fresh if len(fresh) else any_
+        row: Rows = found[0]
+        return row
 
     def _rng(self, trial: FrozenTrial, name: str = "") -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number, zlib.crc32(name.encode())])

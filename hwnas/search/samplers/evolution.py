@@ -1,8 +1,8 @@
 """Regularised (aging) evolution (Real et al., AAAI 2019, arXiv 1802.01548, algorithm 1), for several objectives.
 
-The population is the youngest `population` trials, so that what was lucky once dies of age. Of a random sample of it the
-best has a child, one step away. With several objectives the best has the lowest nondominated rank, then the largest
-crowding distance (Deb et al. 2002), where the paper has the highest accuracy.
+The population is the youngest `population` trials, so that what was lucky once dies of age. Of a random sample of it
+the best has a child, one step away. With several objectives the best has the lowest nondominated rank, then the
+largest crowding distance (Deb et al. 2002), where the paper has the highest accuracy.
 """
 
 from __future__ import annotations

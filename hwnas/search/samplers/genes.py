@@ -1,4 +1,4 @@
-"""Rows of numbers that samplers work on: the option indices of an architecture, or the parameters of any Optuna study."""
+"""Rows of numbers that samplers work on: option indices of architectures, or the parameters of any Optuna study."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ class ParameterGenes:
             steps[:, column] = values
             found.append(steps)
         steps = np.unique(np.concatenate(found), axis=0)
-        return steps[(steps != row).any(axis=1)]
+        others: Rows = steps[(steps != row).any(axis=1)]
+        return others
 
     def features(self, rows: Rows) -> tuple[FloatMatrix, FloatMatrix]:
         columns = [np.empty((len(rows), 0))]
@@ -110,7 +111,8 @@ class ParameterGenes:
             if isinstance(distribution, CategoricalDistribution):
                 columns.append((column[:, None] == np.arange(len(distribution.choices))).astype(np.float64))
             else:
-                columns.append(np.array([[2 * _share(distribution, value)] for value in column.tolist()]))
+                shares = [2 * _share(distribution, value) for value in column.tolist()]
+                columns.append(np.array(shares).reshape(len(rows), 1))
         return np.concatenate(columns, axis=1), np.empty((len(rows), 0))
 
 
@@ -129,7 +131,8 @@ def draw(distribution: BaseDistribution, shares: NDArray[np.float64]) -> NDArray
         values = low + np.minimum((shares * count).astype(np.int64), count - 1) * step
     else:
         values = low + shares * (high - low)
-    return np.clip(values, low, high)
+    clipped: NDArray[np.float64] = np.clip(values, low, high)
+    return clipped
 
 
 def _share(distribution: BaseDistribution, value: float) -> float:

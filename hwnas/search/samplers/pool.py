@@ -19,7 +19,7 @@ _SOME = 200  # rows that tell how far features usually are apart
 
 @dataclass(frozen=True)
 class Pool:
-    """rows (n, genes); exact (n, e) losses of the objectives that need no evaluation; ranks (n, s) of scores, in [0, 1].
+    """rows (n, genes); exact (n, e) losses of objectives that need no evaluation; ranks (n, s) of scores, in [0, 1].
 
     `features` (n, k): the slots one-hot, what makes networks equal, the combined rank, and every rank; `widths` are the
     numbers of columns of these four.
@@ -43,12 +43,10 @@ def pool_of(rows: Rows, genes: Genes, known: Known | None) -> Pool:
     """What is known of (n, genes) rows; without `known` that is where they are."""
     slots, same = genes.features(rows)
     exact, ranks = np.empty((len(rows), 0)), np.empty((len(rows), 0))
-    if known is not None and len(rows):
+    if known is not None:
         exact = known.exact_losses(rows)
         if known.prior is not None:
             ranks = np.clip(np.nan_to_num(known.prior(rows), nan=0.0), _LEAST_RANK, 1.0)
-    elif known is not None:
-        exact = np.empty((0, len(known.exact)))
     parts = [slots, same]
     # a rank that is uniform in [0, 1] has mean 1/2 and variance 1/12, its logarithm mean -1 and variance 1
     parts += [combined(ranks)[:, None] + 1, (ranks - 0.5) * np.sqrt(12)] if ranks.shape[1] else [ranks, ranks]

@@ -3,13 +3,15 @@
 A Gaussian process for every expensive objective (`warped.py`) sees the slots, what the space says of equal networks
 (`SearchSpace.features`) and zero-shot scores as its prior: how far each is to be believed is fitted. Latency and the
 like are known exactly. Evaluated next is what promises the largest expected hypervolume improvement (Emmerich et al.
-2006; the expectation by quantiles, the improvement exactly), within the limits. What is being evaluated elsewhere counts
-as if it gave what the model predicts ("kriging believer", Ginsbourger et al. 2010), so that batches spread.
+2006; the expectation by quantiles, the improvement exactly), within the limits. What is being evaluated elsewhere
+counts as if it gave what the model predicts ("kriging believer", Ginsbourger et al. 2010), so that batches spread.
 
 The first trials are the best of each exact objective and some spread over the front of exact objectives and scores.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import norm, qmc
@@ -29,8 +31,9 @@ from hwnas.search.warped import WarpedModel
 _WHOLE = 50_000
 _RANDOM = 2_000
 _POPULATION, _GENERATIONS = 100, 20
+_HOPE = 2.0  # deviations by which the expensive objectives of a candidate may turn out better
 _DRAWS = 32  # of the expensive objectives, for the expectation
-_SHORTLIST = 100  # candidates left where each improvement takes a hypervolume of its own (3 objectives or more)
+_SHORTLIST = 500  # candidates of which the expectation is computed, with 3 objectives or more a fifth of these
 
 
 class SurrogateSampler(HistorySampler):
@@ -60,13 +63,12 @@ class SurrogateSampler(HistorySampler):
 
     def _design(self, genes: Genes, known: Known | None, n: int) -> Rows:
         """(at least n, genes) rows to begin with, as far as there are so many; the same whenever they are asked for."""
-        if n in self._designs:
+        if known is not None and n in self._designs:
             return self._designs[n]
         rng = np.random.default_rng(self._seed)
         pool = self._everything(genes, known)
         if pool is None:
-            rows = genes.sample(_RANDOM, rng) if known is None else known.sample(_RANDOM, rng)
-            pool = pool_of(np.unique(rows, axis=0), genes, known)
+            pool = pool_of(np.unique(self._some(genes, known, rng), axis=0), genes, known)
         score = combined(pool.ranks) if pool.ranks.shape[1] else np.zeros(len(pool))
         ends = [int(np.lexsort((-score, column))[0]) for column in pool.exact.T]
         losses = np.column_stack([pool.exact, -score])
@@ -82,10 +84,19 @@ class SurrogateSampler(HistorySampler):
         if known is None or known.space.size > _WHOLE:
             return None
         if self._whole is None:
-            tuples = np.indices(known.space.cardinalities).reshape(len(known.space.slots), -1).T
+            tuples = np.indices(tuple(known.space.cardinalities.tolist())).reshape(len(known.space.slots), -1).T
             rows = np.unique(known.space.canonical(np.ascontiguousarray(tuples)), axis=0)
             self._whole = pool_of(rows[known.feasible(rows)], genes, known)
         return self._whole
+
+    def _some(self, genes: Genes, known: Known | None, rng: np.random.Generator) -> Rows:
+        """Random architectures within the limits, and those that are said to be worth a look."""
+        if known is None:
+            return genes.sample(_RANDOM, rng)
+        some = known.sample(_RANDOM, rng)
+        if known.candidates is None:
+            return some
+        return np.concatenate([some, known.candidates[known.feasible(known.candidates)]])
 
     def _candidates(
         self, history: History, genes: Genes, known: Known | None, model: _Model, rng: np.random.Generator
@@ -95,10 +106,9 @@ class SurrogateSampler(HistorySampler):
         if whole is not None:
             return whole.take(history.fresh(whole.rows))
         parts = [genes.neighbours(row, rng) for row in history.rows[history.front]]
-        if known is None:
-            parts.append(genes.sample(_RANDOM, rng))
-        else:
-            parts += [known.sample(_RANDOM, rng), self._evolved(history, genes, known, model, rng)]
+        parts.append(self._some(genes, known, rng))
+        if known is not None:
+            parts.append(self._evolved(history, genes, known, model, rng))
         return pool_of(self.choices(history, np.concatenate(parts)), genes, known)
 
     def _evolved(self, history: History, genes: Genes, known: Known, model: _Model, rng: np.random.Generator) -> Rows:
@@ -145,52 +155,62 @@ class _Model:
 
     def predict(self, pool: Pool) -> FloatMatrix:
         """(n, objectives) losses; the medians of the expensive ones."""
-        losses = np.empty((len(pool), self._count))
-        losses[:, self._exact] = pool.exact
-        for number, process in zip(self.expensive, self._processes, strict=True):
-            losses[:, number] = process.quantiles(pool.features, np.zeros(1))[:, 0]
-        return losses
+        return self._losses(pool, [means for means, _ in self._moments(pool)])
 
     def expected_gains(self, pool: Pool, limits: dict[int, float]) -> FloatVector:
-        """(n,) expected hypervolume improvements.
+        """(n,) expected hypervolume improvements; 0 for candidates that promise less than `_SHORTLIST` others.
 
         The reference point is the worst there is: of exact objectives among all candidates, of the others among what
         was evaluated, and a limit where there is one.
         """
         reference = self._worst.copy()
-        if len(self._exact):
+        if self._exact:
             reference[self._exact] = np.maximum(reference[self._exact], pool.exact.max(axis=0))
         for number, limit in limits.items():
             reference[number] = min(reference[number], limit)
         reference += 1e-9 * np.maximum(np.abs(reference), 1.0)
         front = self._reached[nondominated(self._reached)]
+        moments = self._moments(pool)
+        hopeful = self._losses(pool, [means - _HOPE * deviations for means, deviations in moments])
+        rows = _promising(hopeful, front, reference)
+        chosen, points = pool.take(rows), _quantiles(len(self.expensive))
+        draws = np.stack(
+            [
+                self._losses(chosen, [m[rows] + q * d[rows] for (m, d), q in zip(moments, point, strict=True)])
+                for point in points
+            ],
+            axis=1,
+        )
         gains = np.zeros(len(pool))
-        rows = np.arange(len(pool)) if self._count <= 2 else self._promising(pool, front)
-        draws = self._draws(pool.take(rows))
-        flat = hypervolume_improvement(draws.reshape(-1, self._count), front, reference)
-        gains[rows] = flat.reshape(len(rows), -1).mean(axis=1)
+        added = hypervolume_improvement(draws.reshape(-1, self._count), front, reference)
+        gains[rows] = added.reshape(len(rows), len(points)).mean(axis=1)
         return gains
 
-    def _draws(self, pool: Pool) -> FloatMatrix:
-        """(n, draws, objectives) losses, the same quantiles for every candidate."""
-        count = len(self.expensive)
-        if count == 1:
-            points = (np.arange(_DRAWS)[:, None] + 0.5) / _DRAWS
-        else:
-            points = np.clip(qmc.Sobol(count, seed=0).random(_DRAWS), 1e-3, 1 - 1e-3)
-        losses = np.empty((len(pool), _DRAWS, self._count))
-        losses[:, :, self._exact] = pool.exact[:, None]
-        for column, (number, process) in enumerate(zip(self.expensive, self._processes, strict=True)):
-            losses[:, :, number] = process.quantiles(pool.features, norm.ppf(points[:, column]))
+    def _moments(self, pool: Pool) -> list[tuple[FloatVector, FloatVector]]:
+        return [process.predict(pool.features) for process in self._processes]
+
+    def _losses(self, pool: Pool, values: Sequence[FloatVector]) -> FloatMatrix:
+        """(n, objectives) losses of which the expensive ones are (n,) values of their processes."""
+        losses = np.empty((len(pool), self._count))
+        losses[:, self._exact] = pool.exact
+        for number, process, each in zip(self.expensive, self._processes, values, strict=True):
+            losses[:, number] = process.losses(each)
         return losses
 
-    def _promising(self, pool: Pool, front: FloatMatrix) -> Rows:
-        """The candidates that go farthest beyond the front, each a deviation better than predicted, on its own scale."""
-        hopeful = self.predict(pool)
-        for number, process in zip(self.expensive, self._processes, strict=True):
-            hopeful[:, number] = process.quantiles(pool.features, -np.ones(1))[:, 0]
-        extent = np.ptp(np.concatenate([front, hopeful]), axis=0)
-        scaled, steps = (values / np.where(extent > 0, extent, 1.0) for values in (hopeful, front))
-        # additive epsilon: by how much the worst objective could be worse and the front would still not cover it
-        beyond = np.max(steps[None] - scaled[:, None], axis=2).min(axis=1)
-        return np.argsort(-beyond, kind="stable")[:_SHORTLIST]
+
+def _quantiles(expensive: int) -> FloatMatrix:
+    """(draws, expensive objectives) points of the standard normal distribution, spread evenly."""
+    if expensive == 1:
+        return np.asarray(norm.ppf((np.arange(_DRAWS)[:, None] + 0.5) / _DRAWS))
+    return np.asarray(norm.ppf(np.clip(qmc.Sobol(expensive, seed=0).random(_DRAWS), 1e-3, 1 - 1e-3)))
+
+
+def _promising(hopeful: FloatMatrix, front: FloatMatrix, reference: FloatVector) -> Rows:
+    """The candidates that would gain most with these (n, objectives) losses."""
+    if hopeful.shape[1] <= 2:
+        return np.argsort(-hypervolume_improvement(hopeful, front, reference), kind="stable")[:_SHORTLIST]
+    # The improvement would take a hypervolume for each: instead by how much all objectives could be worse and the front
+    # would still not cover it (additive epsilon)
+    extent = np.maximum(reference - front.min(axis=0), np.finfo(float).tiny)
+    beyond = np.max((front[None] - hopeful[:, None]) / extent, axis=2).min(axis=1)
+    return np.argsort(-beyond, kind="stable")[: _SHORTLIST // 5]

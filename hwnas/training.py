@@ -1,0 +1,185 @@
+"""Train the network of one trial, from scratch or from its parent's weights, and record whatever becomes of it.
+
+A training that diverges, runs out of memory or of time, or fails in any other way is a failed trial with its reason,
+and the search goes on. Weights are on disk before the trial is told, and a checkpoint after every epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from hwnas.errors import DataError
+from hwnas.run import Run, train_objectives, train_study
+from hwnas.search.fidelity import make_stopper
+from hwnas.search.fidelity.stopper import Training, one_hot
+from hwnas.search.samplers.base import PARENT
+from hwnas.search.study import ARCH, record_failure, record_stop, record_trial
+from hwnas.search.workers import ATTEMPTS
+from hwnas.space import Arch, parse_arch
+from hwnas.train.device import training_device
+from hwnas.train.distil import Distil
+from hwnas.train.inherit import inherit
+from hwnas.train.loop import TrainConfig, train
+from hwnas.trained import build, save_weights, trained_network, weights_path
+
+CURVE = "curve"  # user attribute of a trial: validation accuracy in percent after every epoch
+EVALUATED = "evaluated"  # user attribute of a trial that an evaluation was spent on, whatever came of it
+
+# A process that dies while it evaluates a trial, without having finished an epoch, is no accident after so many times.
+MAX_ATTEMPTS = 5
+# Settings of [train] that say where and how long, not how a network is trained.
+_OTHER = {
+    "threads",
+    "device",
+    "inherit",
+    "child_epochs",
+    "distil_weight",
+    "timeout_seconds",
+    "stopper",
+    "stopper_options",
+}
+
+
+class _Stopped(Exception):
+    """A training that is not worth its remaining epochs."""
+
+
+class _TimedOut(Exception):
+    """A training that took longer than it may."""
+
+
+def train_trial(run: Run, trial: Trial, progress: Callable[[int, int], None]) -> None:
+    """Train the trial's architecture and tell the trial; `progress` is told epochs done and planned.
+
+    Raises DataError if the space does not fit the data, which no other network would mend.
+    """
+    study, arch = train_study(run), parse_arch(trial.user_attrs[ARCH])
+    checkpoint = run.folder / "weights" / f"{run.network_name(arch)}.checkpoint"
+    latency = float(run.predictor.predict_ms(np.array([arch]))[0])
+    if trial.user_attrs[ATTEMPTS] > MAX_ATTEMPTS and not checkpoint.exists():
+        reason = f"the process died {MAX_ATTEMPTS} times while it trained this network; was there enough memory?"
+        _fail(run, study, trial, arch, reason)
+        return
+    try:
+        values, facts = _train(run, study, trial, arch, latency, checkpoint, progress)
+    except _Stopped as stopped:
+        trial.set_user_attr(EVALUATED, True)
+        record_stop(study, trial, str(stopped), {"latency_ms": latency})
+    except DataError:
+        raise
+    except Exception as error:  # whatever a network, a kernel or a device may raise
+        _fail(run, study, trial, arch, f"{type(error).__name__}: {error}")
+    else:
+        trial.set_user_attr(EVALUATED, True)
+        record_trial(study, run.space, arch, values, facts, trial=trial)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _fail(run: Run, study: optuna.Study, trial: Trial, arch: Arch, reason: str) -> None:
+    trial.set_user_attr(EVALUATED, True)
+    record_failure(study, run.space, arch, reason, trial=trial)
+
+
+def _train(
+    run: Run,
+    study: optuna.Study,
+    trial: Trial,
+    arch: Arch,
+    latency: float,
+    checkpoint: Path,
+    progress: Callable[[int, int], None],
+) -> tuple[tuple[float, float], dict[str, Any]]:
+    """The objectives' values, and what else the trial should say."""
+    section = run.recipe.train
+    config = TrainConfig(**section.model_dump(exclude=_OTHER), seed=run.recipe.seed)
+    module, distil, step = build(run, arch), None, None
+    parent = _parent(run, study, trial) if run.inherits else None
+    if parent is not None:
+        teacher = trained_network(run, parent)
+        inherited = inherit(run.space, parent, teacher, arch, seed=run.recipe.seed)
+        module, step = inherited.module, inherited.step
+        config = replace(config, epochs=section.child_epochs or max(1, config.epochs // 2))
+        frozen = 0 if inherited.exact or not inherited.untouched else max(1, config.epochs // 4)
+        if section.distil_weight and not inherited.exact:
+            distil = Distil(teacher, section.distil_weight, frozen_epochs=frozen, untouched=inherited.untouched)
+    stopper = make_stopper(section.stopper, section.stopper_options, config.epochs)
+    curve: list[float] = list(trial.user_attrs.get(CURVE, ()))
+    started = time.monotonic()
+
+    def after_epoch(done: int, planned: int, facts: dict[str, float]) -> None:
+        # a kill between a checkpoint and this line loses one value
+        curve[done - 1 :] = [facts["valid_accuracy"]] * (1 + max(0, done - 1 - len(curve)))
+        trial.set_user_attr(CURVE, curve)
+        progress(done, planned)
+        if section.timeout_seconds is not None and time.monotonic() - started > section.timeout_seconds:
+            raise _TimedOut(f"still training after {section.timeout_seconds:g} s, in epoch {done} of {planned}")
+        if done < planned:
+            stop_if_hopeless()
+
+    def stop_if_hopeless() -> None:
+        begun = _begun(run, study)
+        number = [other.number for other, _ in begun].index(trial.number)
+        trainings = [training for _, training in begun]
+        decision = stopper.decide(trainings[number], trainings, train_objectives(run))
+        if decision.stop:
+            raise _Stopped(decision.reason)
+
+    if 0 < len(curve) < config.epochs:
+        stop_if_hopeless()  # it may have been killed before it was asked
+    result = train(
+        module,
+        run.data,
+        run.space.input_shape(arch)[1],
+        config,
+        device=training_device(section.device),
+        checkpoint=checkpoint,
+        progress=after_epoch,
+        max_threads=section.threads,
+        distil=distil,
+    )
+    if not math.isfinite(result.valid_accuracy):
+        raise ArithmeticError(f"the accuracy is {result.valid_accuracy}")
+    save_weights(module.cpu(), weights_path(run, arch))  # so that they are read where there is no GPU
+    facts: dict[str, Any] = asdict(result)
+    if step is not None:
+        facts["inherited"] = step
+    return (result.valid_accuracy, latency), facts
+
+
+def _parent(run: Run, study: optuna.Study, trial: Trial) -> Arch | None:
+    """The architecture that the trial's was made from, if its weights are there."""
+    number = trial.user_attrs.get(PARENT)
+    if number is None:
+        return None
+    other: FrozenTrial = study.get_trials(deepcopy=False)[number]
+    arch = parse_arch(other.user_attrs[ARCH])
+    return arch if weights_path(run, arch).exists() else None
+
+
+def _begun(run: Run, study: optuna.Study) -> list[tuple[FrozenTrial, Training]]:
+    """All trainings of the run as far as they are, numbered in the order of their beginning."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if CURVE in trial.user_attrs]
+    archs = [parse_arch(trial.user_attrs[ARCH]) for trial in trials]
+    latencies = run.predictor.predict_ms(np.array(archs)).tolist()
+    return [
+        (
+            trial,
+            Training(
+                number=number,
+                known={"latency": ms},
+                curve=tuple(trial.user_attrs[CURVE]),
+                finished=trial.state == TrialState.COMPLETE,
+                features=one_hot(run.space, arch),
+            ),
+        )
+        for number, (trial, arch, ms) in enumerate(zip(trials, archs, latencies, strict=True))
+    ]

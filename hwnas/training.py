@@ -157,10 +157,12 @@ def _train(
 
 def _parent(run: Run, study: optuna.Study, trial: Trial) -> Arch | None:
     """The architecture that the trial's was made from, if its weights are there."""
-    number = trial.user_attrs.get(PARENT)
+    trials = study.get_trials(deepcopy=False)
+    # looked up in the study: a trial that was only just asked for does not show what its sampler noted
+    number = trials[trial.number].user_attrs.get(PARENT)
     if number is None:
         return None
-    other: FrozenTrial = study.get_trials(deepcopy=False)[number]
+    other: FrozenTrial = trials[number]
     arch = parse_arch(other.user_attrs[ARCH])
     return arch if weights_path(run, arch).exists() else None
 

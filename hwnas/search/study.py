@@ -6,8 +6,6 @@ every sampler and every plot of Optuna understands them.
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,12 +17,12 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hwnas.errors import InfeasibleError, RunError
+from hwnas.search.constraints import LIMITS, breaches, set_constraints, system_attributes
 from hwnas.search.problem import Objective, check_objectives
+from hwnas.search.storage import open_storage, shown
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch, parse_arch
 
 Feasible = Callable[[IntMatrix], NDArray[np.bool_]]
@@ -38,21 +36,16 @@ _REPEATED = "was evaluated before"
 
 
 def open_study(
-    journal: Path, name: str, objectives: Sequence[Objective], sampler: BaseSampler | None = None
+    place: Path | str, name: str, objectives: Sequence[Objective], sampler: BaseSampler | None = None
 ) -> optuna.Study:
-    """The study of that name in a journal file, both made if they are not there.
+    """The study of that name in a journal file or a storage (see `storage.py`), made if it is not there.
 
-    Limits may change from run to run. Raises RunError if the journal is damaged beyond its last line, or holds a study
-    of this name whose objectives have other names, units, directions or another order.
+    Limits may change from run to run; the study holds them, so that dashboards and samplers know what keeps them.
+    Raises RunError if the journal is damaged beyond its last line, or holds a study of this name whose objectives have
+    other names, units, directions or another order, and what `open_storage` raises.
     """
     check_objectives(objectives)
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileOpenLock(str(journal))  # the symlinks of the default lock need privileges on Windows
-    try:
-        _drop_torn_tail(journal, lock)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{journal} is not an intact Optuna journal: {error}; restore it or move it away") from error
+    storage = open_storage(place)
     directions = [objective.direction for objective in objectives]
     labels = [objective.label for objective in objectives]
     verbosity = optuna.logging.get_verbosity()
@@ -70,9 +63,12 @@ def open_study(
     found = list(zip(study.metric_names or [], (d.name.lower() for d in study.directions), strict=False))
     if found != list(zip(labels, directions, strict=True)):
         raise RunError(
-            f"study {name!r} in {journal} was made for {_listed(found)}; asked for "
+            f"study {name!r} in {shown(place)} was made for {_listed(found)}; asked for "
             f"{_listed(zip(labels, directions, strict=True))}: use another run folder"
         )
+    limits = {one.label: one.limit for one in objectives if one.limit is not None}
+    if study.user_attrs.get(LIMITS, {}) != limits:
+        study.set_user_attr(LIMITS, limits)
     return study
 
 
@@ -141,20 +137,34 @@ def ask_arch(
     already is told as pruned: samplers that learn from pruned trials (TPE) move on, the others just ask again. Raises
     InfeasibleError after `max_tries` of them, not counting as many repetitions as there are trials.
     """
-    # a seeded sampler in a resumed run begins with what it asked in the first: those repetitions are no sign of an end
-    free_repeats, infeasible, repeated = len(study.get_trials(deepcopy=False)), 0, 0
-    while infeasible + max(repeated - free_repeats, 0) < max_tries:
+    tries = Tries(study, space, max_tries)
+    while True:
         trial = study.ask()
         reason = settle(study, space, trial, feasible)
         if reason is None:
             return trial, parse_arch(trial.user_attrs[ARCH])
-        repeated += reason == _REPEATED
-        infeasible += reason != _REPEATED
-    raise InfeasibleError(
-        f"{type(study.sampler).__name__} found no new architecture of {space.name} in {infeasible + repeated} tries: "
-        f"{infeasible} broke a limit known before evaluation, {repeated} were evaluated before; relax a limit, widen "
-        "the space, or take another sampler"
-    )
+        tries.count(reason)
+
+
+class Tries:
+    """How often a sampler proposed nothing new within the limits, and when that is too often."""
+
+    def __init__(self, study: optuna.Study, space: SearchSpace, most: int = 100) -> None:
+        self._study, self._space, self._most = study, space, most
+        # a seeded sampler in a resumed run begins with what it asked in the first: those repetitions are no sign of an
+        # end
+        self._free, self._infeasible, self._repeated = len(study.get_trials(deepcopy=False)), 0, 0
+
+    def count(self, reason: str) -> None:
+        """Count a proposal that `settle` refused. Raises InfeasibleError after too many."""
+        self._repeated += reason == _REPEATED
+        self._infeasible += reason != _REPEATED
+        if self._infeasible + max(self._repeated - self._free, 0) >= self._most:
+            raise InfeasibleError(
+                f"{type(self._study.sampler).__name__} found no new architecture of {self._space.name} in "
+                f"{self._infeasible + self._repeated} tries: {self._infeasible} broke a limit known before evaluation, "
+                f"{self._repeated} were evaluated before; relax a limit, widen the space, or take another sampler"
+            )
 
 
 def settle(study: optuna.Study, space: SearchSpace, trial: Trial, feasible: Feasible | None = None) -> str | None:
@@ -173,9 +183,10 @@ def settle(study: optuna.Study, space: SearchSpace, trial: Trial, feasible: Feas
     return reason
 
 
-def record_skip(study: optuna.Study, trial: Trial, reason: str) -> None:
-    """Record that a trial's architecture was not evaluated, and why."""
+def record_skip(study: optuna.Study, trial: Trial, reason: str, broken: Mapping[str, float] | None = None) -> None:
+    """Record that a trial's architecture was not evaluated, and why; `broken`: by how much it breaks which limit."""
     trial.set_user_attr(SKIPPED, reason)
+    set_constraints(trial, broken or {})
     _tell(study, trial, TrialState.PRUNED)
 
 
@@ -195,29 +206,6 @@ def _asked(study: optuna.Study, number: int) -> set[Arch]:
     }
 
 
-def _drop_torn_tail(journal: Path, lock: JournalFileOpenLock) -> None:
-    """Cut what follows the last complete line of a journal. Raises ValueError on a file that does not end like one.
-
-    A process killed while it writes leaves half a line. Optuna skips it when it reads, but then appends to it, and the
-    glued line makes the journal unreadable from there on. The lock makes sure that nobody alive is writing it.
-    """
-    if not journal.exists():
-        return
-    lock.acquire()
-    try:
-        content = journal.read_bytes()
-        complete = content.rfind(b"\n") + 1
-        tail = content[complete:].rstrip(b"\0")  # zeros are what some file systems leave after a power cut
-        if complete:
-            json.loads(content[content.rfind(b"\n", 0, complete - 1) + 1 : complete])  # Optuna would skip it as well
-        if tail and not tail.startswith(b"{"):
-            raise ValueError("its last line is none of a journal")
-        if complete < len(content):
-            os.truncate(journal, complete)
-    finally:
-        lock.release()
-
-
 def _finish(
     study: optuna.Study,
     space: SearchSpace,
@@ -228,6 +216,7 @@ def _finish(
     trial: Trial | None,
 ) -> None:
     user_attrs = {**user_attrs, ARCH: format_arch(arch)}
+    broken = breaches(study, values) if values is not None else {}
     if trial is None:
         distributions: dict[str, BaseDistribution] = {
             slot.name: CategoricalDistribution(slot.options) for slot in space.slots
@@ -239,11 +228,13 @@ def _finish(
                 params=space.describe(arch),
                 distributions=distributions,
                 user_attrs=user_attrs,
+                system_attrs=system_attributes(broken),
             )
         )
         return
     for key, value in user_attrs.items():
         trial.set_user_attr(key, value)
+    set_constraints(trial, broken)
     _tell(study, trial, state, values)
 
 

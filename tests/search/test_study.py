@@ -325,7 +325,7 @@ def test_a_grid_sampler_takes_the_slots_as_its_option(toy, journal):
 
 
 def test_a_sampler_that_there_is_not():
-    with pytest.raises(RecipeError, match=r"no sampler 'TPE'; Optuna has .*NSGAIISampler.*TPESampler"):
+    with pytest.raises(RecipeError, match=r"no sampler 'TPE'; there are surrogate, .*NSGAIISampler.*TPESampler"):
         make_sampler("TPE", 0)
     with pytest.raises(RecipeError, match="no sampler 'BaseSampler'"):
         make_sampler("BaseSampler", 0)

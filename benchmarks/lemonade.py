@@ -67,9 +67,9 @@ name = "{space}"
 {arguments}
 [profile]
 tables = "{folder}/latency_tables"
-networks = 24
-fit = 40
-held_out = 16
+networks = 150
+fit = 64
+held_out = 24
 [search]
 sampler = "{sampler}"
 sampler_options = {options}

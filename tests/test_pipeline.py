@@ -317,6 +317,7 @@ def test_every_shipped_recipe_runs_at_toy_size(path: Path, tmp_path: Path) -> No
         "evaluations": "8",
         "trainings": "1",
         "epochs": "1",
+        "child_epochs": "1",
         "networks": "3",
         "fit": "8",
         "held_out": "9",

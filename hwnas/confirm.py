@@ -19,15 +19,18 @@ from hwnas.run import Run
 from hwnas.space import Arch, format_arch, parse_arch
 from hwprof.errors import HwprofError
 from hwprof.files import write_atomic
+from hwprof.lock import Lock
 
 # When so many networks in a row were measured, and all were above the limit, the predictions are not to be trusted.
 HOPELESS = 25
+_LOCK_SECONDS = 60.0
 
 
-def above_limit(run: Run, archs: Sequence[Arch]) -> dict[Arch, float]:
+def above_limit(run: Run, archs: Sequence[Arch], *, measure: bool = True) -> dict[Arch, float]:
     """Those of the architectures that were measured above the latency limit, with their ms.
 
-    What was measured is in the run folder, so that a killed search goes on the same way. A network that could not be
+    What was measured is in the run folder, so that a killed search goes on the same way; without `measure` it is all
+    that is looked at. A network that could not be
     measured (refused, no such device here) keeps its prediction. Raises InfeasibleError if HOPELESS networks were
     measured and none keeps the limit, RunError if the record is damaged.
     """
@@ -36,9 +39,13 @@ def above_limit(run: Run, archs: Sequence[Arch]) -> dict[Arch, float]:
         return {}
     path = run.folder / "confirmed.json"
     known = _read(path)
-    if unknown := [arch for arch in archs if arch not in known]:
-        known |= _measure(run, unknown)
-        write_atomic(path, json.dumps({format_arch(arch): ms for arch, ms in known.items()}) + "\n")
+    if not measure:
+        archs = [arch for arch in archs if arch in known]
+    elif unknown := [arch for arch in archs if arch not in known]:
+        found = _measure(run, unknown)
+        with Lock(path.with_suffix(".lock"), "it records measurements of this run", wait_seconds=_LOCK_SECONDS):
+            known = _read(path) | found  # other processes have measured, too
+            write_atomic(path, json.dumps({format_arch(arch): ms for arch, ms in known.items()}) + "\n")
     measured = [ms for ms in known.values() if ms is not None]
     if len(measured) >= HOPELESS and min(measured) > limit:
         raise InfeasibleError(

@@ -7,30 +7,34 @@ and the search goes on. Weights are on disk before the trial is told, and a chec
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from hwnas.artifacts import attach
 from hwnas.errors import DataError
 from hwnas.run import Run, train_objectives, train_study
 from hwnas.search.fidelity import make_stopper
 from hwnas.search.fidelity.stopper import Training, one_hot
 from hwnas.search.samplers.base import PARENT
 from hwnas.search.study import ARCH, record_failure, record_stop, record_trial
-from hwnas.search.workers import ATTEMPTS
 from hwnas.space import Arch, parse_arch
 from hwnas.train.device import training_device
 from hwnas.train.distil import Distil
 from hwnas.train.inherit import inherit
 from hwnas.train.loop import TrainConfig, train
+from hwnas.train.timeout import TimeLimit
 from hwnas.trained import build, save_weights, trained_network, weights_path
 
+ATTEMPTS = "attempts"  # user attribute of a trial: how often its training was begun at which epoch, [times, epoch]
 CURVE = "curve"  # user attribute of a trial: validation accuracy in percent after every epoch
 EVALUATED = "evaluated"  # user attribute of a trial that an evaluation was spent on, whatever came of it
 
@@ -49,44 +53,72 @@ _OTHER = {
 }
 
 
+class _Lost(Exception):
+    """This process was silent for so long that another has taken up the trial."""
+
+
+class _NotTheNetwork(Exception):
+    """What failed is the storage or the disk, and the network is not to blame; the cause says more."""
+
+
 class _Stopped(Exception):
     """A training that is not worth its remaining epochs."""
 
 
-class _TimedOut(Exception):
-    """A training that took longer than it may."""
-
-
-def train_trial(run: Run, trial: Trial, progress: Callable[[int, int], None]) -> None:
+def train_trial(
+    run: Run, trial: Trial, progress: Callable[[int, int], None], holds: Callable[[], bool] = lambda: True
+) -> None:
     """Train the trial's architecture and tell the trial; `progress` is told epochs done and planned.
 
-    Raises DataError if the space does not fit the data, which no other network would mend.
+    While `holds` says no, the trial is another's, and nothing is told. Raises DataError if the space does not fit the
+    data, which no other network would mend, and what the storage or the disk raises: the trial is then as it was.
     """
     study, arch = train_study(run), parse_arch(trial.user_attrs[ARCH])
     checkpoint = run.folder / "weights" / f"{run.network_name(arch)}.checkpoint"
     latency = float(run.predictor.predict_ms(np.array([arch]))[0])
-    if trial.user_attrs[ATTEMPTS] > MAX_ATTEMPTS and not checkpoint.exists():
+    if _attempts(trial) > MAX_ATTEMPTS:
         reason = f"the process died {MAX_ATTEMPTS} times while it trained this network; was there enough memory?"
-        _fail(run, study, trial, arch, reason)
+        _end(trial, holds, checkpoint, partial(record_failure, study, run.space, arch, reason, trial=trial))
         return
+    tell: Callable[[], None]
     try:
-        values, facts = _train(run, study, trial, arch, latency, checkpoint, progress)
+        values, facts = _train(run, study, trial, arch, latency, checkpoint, progress, holds)
+        tell = partial(record_trial, study, run.space, arch, values, facts, trial=trial)
+    except _Lost:
+        return
+    except _NotTheNetwork as error:
+        raise error.__cause__ or error from None
     except _Stopped as stopped:
-        trial.set_user_attr(EVALUATED, True)
-        record_stop(study, trial, str(stopped), {"latency_ms": latency})
-    except DataError:
+        tell = partial(record_stop, study, trial, str(stopped), {"latency_ms": latency})
+    except (DataError, OSError):
         raise
     except Exception as error:  # whatever a network, a kernel or a device may raise
-        _fail(run, study, trial, arch, f"{type(error).__name__}: {error}")
-    else:
+        tell = partial(record_failure, study, run.space, arch, f"{type(error).__name__}: {error}", trial=trial)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what a network that ran out of memory had, the next may need
+    _end(trial, holds, checkpoint, tell)
+
+
+def _attempts(trial: Trial) -> int:
+    """Note that the training begins, and say how often it has begun without finishing another epoch."""
+    epoch = len(trial.user_attrs.get(CURVE, ()))
+    times, before = trial.user_attrs.get(ATTEMPTS, (0, epoch))
+    times = times + 1 if before == epoch else 1
+    trial.set_user_attr(ATTEMPTS, [times, epoch])
+    return int(times)
+
+
+def _end(trial: Trial, holds: Callable[[], bool], checkpoint: Path, tell: Callable[[], None]) -> None:
+    """Tell a trial that an evaluation was spent on, and remove what only an unfinished training needs."""
+    if not holds():
+        return
+    try:
         trial.set_user_attr(EVALUATED, True)
-        record_trial(study, run.space, arch, values, facts, trial=trial)
-    checkpoint.unlink(missing_ok=True)
-
-
-def _fail(run: Run, study: optuna.Study, trial: Trial, arch: Arch, reason: str) -> None:
-    trial.set_user_attr(EVALUATED, True)
-    record_failure(study, run.space, arch, reason, trial=trial)
+        tell()
+    except UpdateFinishedTrialError:  # by another, in this very moment
+        return
+    for left in checkpoint.parent.glob(f"{checkpoint.name}*"):
+        left.unlink(missing_ok=True)
 
 
 def _train(
@@ -97,6 +129,7 @@ def _train(
     latency: float,
     checkpoint: Path,
     progress: Callable[[int, int], None],
+    holds: Callable[[], bool],
 ) -> tuple[tuple[float, float], dict[str, Any]]:
     """The objectives' values, and what else the trial should say."""
     section = run.recipe.train
@@ -112,18 +145,24 @@ def _train(
         if section.distil_weight and not inherited.exact:
             distil = Distil(teacher, section.distil_weight, frozen_epochs=frozen, untouched=inherited.untouched)
     stopper = make_stopper(section.stopper, section.stopper_options, config.epochs)
+    limit = TimeLimit(section.timeout_seconds)
     curve: list[float] = list(trial.user_attrs.get(CURVE, ()))
-    started = time.monotonic()
 
     def after_epoch(done: int, planned: int, facts: dict[str, float]) -> None:
-        # a kill between a checkpoint and this line loses one value
-        curve[done - 1 :] = [facts["valid_accuracy"]] * (1 + max(0, done - 1 - len(curve)))
-        trial.set_user_attr(CURVE, curve)
-        progress(done, planned)
-        if section.timeout_seconds is not None and time.monotonic() - started > section.timeout_seconds:
-            raise _TimedOut(f"still training after {section.timeout_seconds:g} s, in epoch {done} of {planned}")
-        if done < planned:
-            stop_if_hopeless()
+        try:
+            if not holds():
+                raise _Lost
+            # told again after a kill, which may have come before
+            curve[done - 1 :] = [facts["valid_accuracy"]]
+            trial.set_user_attr(CURVE, curve)
+            progress(done, planned)
+            if done < planned:
+                stop_if_hopeless()
+        except (_Lost, _Stopped):
+            raise
+        except Exception as error:
+            raise _NotTheNetwork from error
+        limit.check(facts["seconds"], f"in epoch {done} of {planned}")
 
     def stop_if_hopeless() -> None:
         begun = _begun(run, study)
@@ -133,22 +172,25 @@ def _train(
         if decision.stop:
             raise _Stopped(decision.reason)
 
-    if 0 < len(curve) < config.epochs:
-        stop_if_hopeless()  # it may have been killed before it was asked
-    result = train(
-        module,
-        run.data,
-        run.space.input_shape(arch)[1],
-        config,
-        device=training_device(section.device),
-        checkpoint=checkpoint,
-        progress=after_epoch,
-        max_threads=section.threads,
-        distil=distil,
-    )
+    with limit:
+        result = train(
+            module,
+            run.data,
+            run.space.input_shape(arch)[1],
+            config,
+            device=training_device(section.device),
+            checkpoint=checkpoint,
+            progress=limit.paused(after_epoch),
+            max_threads=section.threads,
+            distil=distil,
+        )
     if not math.isfinite(result.valid_accuracy):
         raise ArithmeticError(f"the accuracy is {result.valid_accuracy}")
-    save_weights(module.cpu(), weights_path(run, arch))  # so that they are read where there is no GPU
+    try:
+        save_weights(module.cpu(), weights_path(run, arch))  # so that they are read where there is no GPU
+        attach(run, trial, weights_path(run, arch))
+    except Exception as error:
+        raise _NotTheNetwork from error
     facts: dict[str, Any] = asdict(result)
     if step is not None:
         facts["inherited"] = step

@@ -1,4 +1,4 @@
-"""Limits as Optuna's constraints: by how much a trial breaks each, so that dashboards and samplers know what is allowed.
+"""Limits as Optuna's constraints: by how much a trial breaks each, for dashboards and samplers.
 
 A study holds its limits by the labels of its objectives; above 0 a constraint is broken.
 """

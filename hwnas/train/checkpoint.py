@@ -32,7 +32,7 @@ def identity_of(module: nn.Module, *settings: object) -> str:
 def save_checkpoint(path: Path, identity: str, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings and containers of them) so that `path` is never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # a process that was thought dead may write, too
     content = io.BytesIO()
     torch.save({"identity": identity, **state}, content)
     with unfinished.open("wb") as file:

@@ -111,7 +111,8 @@ def train(
 
     `checkpoint`: a file of this training alone, written after every epoch and gone on from if it exists.
     `progress(epochs done, epochs planned, {"train_loss", "valid_accuracy" in percent, "seconds"})` is called after
-    each epoch, once the checkpoint is on disk; an exception it raises ends the training. `max_threads` bounds torch's
+    each epoch, once the checkpoint is on disk, and of the epoch that a checkpoint goes on from, of which a killed process
+    may not have told; an exception it raises ends the training. `max_threads` bounds torch's
     CPU threads meanwhile. The caller's random state and thread count are left as found. `distil` adds a teacher, and
     freezes in the first epochs what an inheritance left untouched.
 
@@ -143,9 +144,10 @@ def train(
             module.load_state_dict(state["module"])
             optimizer.load_state_dict(state["optimizer"])
             stand = _Stand(**state["stand"])
+            _tell(progress, stand, 0 if stand.progress == 1 else _left(config, stand))
         while stand.progress < 1:
             started = time.monotonic()
-            left = epochs_left(config.epochs, stand.epoch, stand.seconds, config.max_seconds)
+            left = _left(config, stand)
             end = 1.0 if left == 1 else stand.progress + (1 - stand.progress) / left
             steps = np.linspace(stand.progress, end, 2 * _batches(len(data.x_train), config.batch_size) + 1)[1::2]
             rates = [rate * rate_factor(float(step), config.warmup_epochs / config.epochs) for step in steps]
@@ -163,11 +165,19 @@ def train(
             if checkpoint is not None:
                 state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "stand": asdict(stand)}
                 save_checkpoint(checkpoint, identity, state)
-            if progress is not None:
-                planned = stand.epoch if stand.progress == 1 else stand.epoch + max(1, left - 1)
-                progress(stand.epoch, planned, {"train_loss": loss, "valid_accuracy": valid, "seconds": seconds})
+            _tell(progress, stand, 0 if stand.progress == 1 else max(1, left - 1))
         test = evaluate(module, data.x_test, data.y_test, data.mean, data.std, size)
         return TrainResult(stand.valid_accuracy, test, stand.epoch, stand.train_loss, stand.seconds)
+
+
+def _left(config: TrainConfig, stand: _Stand) -> int:
+    return epochs_left(config.epochs, stand.epoch, stand.seconds, config.max_seconds)
+
+
+def _tell(progress: Progress | None, stand: _Stand, left: int) -> None:
+    if progress is not None:
+        facts = {"train_loss": stand.train_loss, "valid_accuracy": stand.valid_accuracy, "seconds": stand.seconds}
+        progress(stand.epoch, stand.epoch + left, facts)
 
 
 def evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Known:
     def feasible(self, archs: IntMatrix) -> BoolVector:
         """(n, slots) -> (n,) whether an architecture keeps every limit that is known before its evaluation."""
         kept: BoolVector = np.ones(len(archs), dtype=np.bool_)
-        for objective, quantity in self._limited:
+        for objective, quantity in self._limited if len(archs) else ():
             kept &= violations(quantity(archs)[:, None], [objective]) == 0
         return kept
 
@@ -52,7 +53,7 @@ class Known:
         found = unique_archs(archs[self.feasible(archs)])
         if len(found) >= n or not self._limited:
             return found[:n]
-        best = self._farthest_within(int(rng.integers(1 << 31)))
+        best = self._farthest_within
         found = np.concatenate([found, best])
         for share in _MIXES:
             mixed = np.where(rng.random((20 * n, best.shape[1])) < share, best, self.space.sample(20 * n, rng))
@@ -79,13 +80,14 @@ class Known:
         own = [(objective, self.exact[objective.name]) for objective in self.objectives if objective.name in self.exact]
         return [(objective, quantity) for objective, quantity in (*own, *self.limits) if objective.limit is not None]
 
-    def _farthest_within(self, seed: int) -> IntMatrix:
+    @cached_property
+    def _farthest_within(self) -> IntMatrix:
         """(1, slots): the least of the first limited quantity while all limits are kept."""
         objectives = [objective for objective, _ in self._limited]
 
         def evaluate(archs: IntMatrix) -> FloatMatrix:
             return np.stack([quantity(archs) for _, quantity in self._limited], axis=1)
 
-        front = nsga2(self.space, evaluate, objectives, seed=seed, generations=20)
+        front = nsga2(self.space, evaluate, objectives, seed=0, generations=20)
         sign = objectives[0].sign
         return front.archs[[int(np.argmin(sign * front.values[:, 0]))]]

@@ -79,7 +79,7 @@ class LemonadeSampler(HistorySampler):
 
     def _cheap(self, rows: Rows) -> FloatMatrix | None:
         """(n, genes) -> (n, k) the objectives that are known without an evaluation; None if there are none."""
-        if self._known is None or not self._known.exact:
+        if self._known is None or not self._known.exact or not len(rows):
             return None
         return self._known.exact_losses(rows)
 

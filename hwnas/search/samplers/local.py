@@ -1,8 +1,8 @@
 """Pareto local search (Paquete, Chiarandini, Stützle 2004): the neighbours of every member of the front are evaluated.
 
-A member whose neighbours were all evaluated is explored. The member explored next is the one with the largest crowding
-distance, so that the front is widened where it is thin; the paper takes a random one. When all are explored the search
-goes on from a random architecture. White et al. (AutoML 2020, arXiv 2005.02960) found the one-objective form strong.
+A member whose neighbours were all evaluated is explored. Each trial is a random neighbour of a random unexplored member
+(the paper finishes one neighbourhood before the next; this way the front moves at every trial). When all are explored
+the search goes on from a random architecture. White et al. (arXiv 2005.02960) found the one-objective form strong.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import numpy as np
 
 from hwnas.errors import RecipeError
 from hwnas.search.known import Known
-from hwnas.search.pareto import crowding_distance
 from hwnas.search.samplers.base import PARENT, History, HistorySampler, Proposal
 from hwnas.search.samplers.genes import Genes
 
@@ -29,7 +28,7 @@ class LocalSearchSampler(HistorySampler):
         if len(history) < self._start:
             return None
         front = history.front
-        for member in front[np.argsort(-crowding_distance(history.losses[front]), kind="stable")]:
+        for member in rng.permutation(front):
             children = self.choices(history, genes.neighbours(history.rows[member], rng))
             if len(children):
                 return Proposal(children[rng.integers(len(children))], {PARENT: int(history.numbers[member])})

@@ -34,13 +34,13 @@ class Pool:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, rows: Rows) -> Pool:
+    def take(self, rows: Rows | slice) -> Pool:
         """The candidates of these rows."""
         return Pool(self.rows[rows], self.exact[rows], self.ranks[rows], self.features[rows], self.widths)
 
 
 def pool_of(rows: Rows, genes: Genes, known: Known | None) -> Pool:
-    """What is known of (n, genes) rows; without `known` that is where they are."""
+    """What is known of (n, genes) rows, n > 0; without `known` that is where they are."""
     slots, same = genes.features(rows)
     exact, ranks = np.empty((len(rows), 0)), np.empty((len(rows), 0))
     if known is not None:

@@ -54,12 +54,15 @@ class SurrogateSampler(HistorySampler):
             rows = self.choices(history, rows)
             return Proposal(rows[0], {}) if len(rows) else None
         exact = [] if known is None else known.exact_numbers
-        model = _Model(history, pool_of(history.rows, genes, known), pool_of(history.pending, genes, known), exact)
+        seen = pool_of(history.rows, genes, known)
+        pending = pool_of(history.pending, genes, known) if len(history.pending) else seen.take(slice(0))
+        model = _Model(history, seen, pending, exact)
         if not model.expensive:
             return None
         pool = self._candidates(history, genes, known, model, rng)
-        gains = model.expected_gains(pool, self._limits(known)) if len(pool) else np.zeros(0)
-        return Proposal(pool.rows[int(gains.argmax())], {}) if len(pool) else None
+        if pool is None:
+            return None
+        return Proposal(pool.rows[int(model.expected_gains(pool, self._limits(known)).argmax())], {})
 
     def _design(self, genes: Genes, known: Known | None, n: int) -> Rows:
         """(at least n, genes) rows to begin with, as far as there are so many; the same whenever they are asked for."""
@@ -100,16 +103,18 @@ class SurrogateSampler(HistorySampler):
 
     def _candidates(
         self, history: History, genes: Genes, known: Known | None, model: _Model, rng: np.random.Generator
-    ) -> Pool:
-        """New architectures within the limits."""
+    ) -> Pool | None:
+        """New architectures within the limits, if there are any."""
         whole = self._everything(genes, known)
         if whole is not None:
-            return whole.take(history.fresh(whole.rows))
+            fresh = history.fresh(whole.rows)
+            return whole.take(fresh) if fresh.any() else None
         parts = [genes.neighbours(row, rng) for row in history.rows[history.front]]
         parts.append(self._some(genes, known, rng))
         if known is not None:
             parts.append(self._evolved(history, genes, known, model, rng))
-        return pool_of(self.choices(history, np.concatenate(parts)), genes, known)
+        rows = self.choices(history, np.concatenate(parts))
+        return pool_of(rows, genes, known) if len(rows) else None
 
     def _evolved(self, history: History, genes: Genes, known: Known, model: _Model, rng: np.random.Generator) -> Rows:
         """The front that the model predicts within the limits, found by NSGA-II."""

@@ -203,9 +203,10 @@ class TrainSection(_Section):
     """[train]: how networks are trained (see hwnas.train.loop), and on what they are trained and scored.
 
     `inherit`: a network that the sampler made of another begins with its weights and trains `child_epochs` (None: half
-    of `epochs`); where the step does not keep the function, it also learns from its parent with `distil_weight`. None:
-    with the sampler "lemonade". A `stopper` ends trainings that are not worth their rest (see hwnas.search.fidelity);
-    one that takes longer than `timeout_seconds` has failed.
+    of `epochs`) at `child_learning_rate` (at its peak; None: half of that of others); where the step does not keep the
+    function, it also learns from its parent with `distil_weight`. None: with the sampler "lemonade". A `stopper` ends
+    trainings that are not worth their rest (see hwnas.search.fidelity); one that takes longer than `timeout_seconds`
+    has failed.
     """
 
     epochs: int = Field(default=12, ge=1)
@@ -217,13 +218,16 @@ class TrainSection(_Section):
     timeout_seconds: float | None = Field(default=None, gt=0)
     inherit: bool | None = None
     child_epochs: int | None = Field(default=None, ge=1)
+    child_learning_rate: float | None = Field(default=None, gt=0)
     distil_weight: float = Field(default=0.5, ge=0, le=1)
     stopper: str = "none"
     stopper_options: dict[str, Any] = {}
     threads: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    @field_validator("learning_rate", "max_seconds", "timeout_seconds", "distil_weight", mode="before")
+    @field_validator(
+        "learning_rate", "child_learning_rate", "max_seconds", "timeout_seconds", "distil_weight", mode="before"
+    )
     @classmethod
     def _whole_numbers_are_numbers(cls, value: Any) -> Any:
         return _as_float(value)

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hwnas.artifacts import attach
 from hwnas.errors import DataError
+from hwnas.recipe import TrainSection
 from hwnas.run import Run, train_objectives, train_study
 from hwnas.search.fidelity import make_stopper
 from hwnas.search.fidelity.stopper import Training, one_hot
@@ -31,6 +32,7 @@ from hwnas.train.device import training_device
 from hwnas.train.distil import Distil
 from hwnas.train.inherit import inherit
 from hwnas.train.loop import TrainConfig, train
+from hwnas.train.schedule import DEFAULTS
 from hwnas.train.timeout import TimeLimit
 from hwnas.trained import build, save_weights, trained_network, weights_path
 
@@ -40,12 +42,14 @@ EVALUATED = "evaluated"  # user attribute of a trial that an evaluation was spen
 
 # A process that dies while it evaluates a trial, without having finished an epoch, is no accident after so many times.
 MAX_ATTEMPTS = 5
+_CHILD_RATE = 0.5  # peak of a child's learning rate beside that of others, unless the recipe says
 # Settings of [train] that say where and how long, not how a network is trained.
 _OTHER = {
     "threads",
     "device",
     "inherit",
     "child_epochs",
+    "child_learning_rate",
     "distil_weight",
     "timeout_seconds",
     "stopper",
@@ -140,7 +144,9 @@ def _train(
         teacher = trained_network(run, parent)
         inherited = inherit(run.space, parent, teacher, arch, seed=run.recipe.seed)
         module, step = inherited.module, inherited.step
-        config = replace(config, epochs=section.child_epochs or max(1, config.epochs // 2))
+        config = replace(
+            config, epochs=section.child_epochs or max(1, config.epochs // 2), learning_rate=_child_rate(section)
+        )
         frozen = 0 if inherited.exact or not inherited.untouched else max(1, config.epochs // 4)
         if section.distil_weight and not inherited.exact:
             distil = Distil(teacher, section.distil_weight, frozen_epochs=frozen, untouched=inherited.untouched)
@@ -195,6 +201,13 @@ def _train(
     if step is not None:
         facts["inherited"] = step
     return (result.valid_accuracy, latency), facts
+
+
+def _child_rate(section: TrainSection) -> float:
+    """The peak of a child's learning rate: at that of its parent it would forget more than it learns in few epochs."""
+    if section.child_learning_rate is not None:
+        return section.child_learning_rate
+    return _CHILD_RATE * (section.learning_rate or DEFAULTS[section.optimizer][0])
 
 
 def _parent(run: Run, study: optuna.Study, trial: Trial) -> Arch | None:

@@ -29,8 +29,8 @@ from hwnas.search.warped import WarpedModel
 # A space up to this size is looked at whole; of a larger one, random architectures, what is near to the front, and what
 # an evolution on the model finds.
 _WHOLE = 50_000
-_RANDOM = 2_000
-_POPULATION, _GENERATIONS = 100, 20
+_RANDOM = 1_000
+_POPULATION, _GENERATIONS = 100, 10
 _HOPE = 2.0  # deviations by which the expensive objectives of a candidate may turn out better
 _DRAWS = 32  # of the expensive objectives, for the expectation
 _SHORTLIST = 500  # candidates of which the expectation is computed, with 3 objectives or more a fifth of these

@@ -148,7 +148,7 @@ def until(networks: Sequence[Trained], epochs: float) -> list[Trained]:
 
 def front(networks: Sequence[Trained]) -> list[Trained]:
     """Those that none beats in validation accuracy and latency, fastest first."""
-    kept = nondominated(np.array([(-one.valid, one.ms) for one in networks]))
+    kept = nondominated(np.array([(-one.valid, one.ms) for one in networks]).reshape(-1, 2))
     return sorted((networks[number] for number in np.flatnonzero(kept)), key=lambda one: one.ms)
 
 
@@ -158,7 +158,7 @@ def standing(networks: Sequence[Trained], yardstick: Yardstick) -> Standing:
     for number, limit in enumerate(yardstick.limits):
         if within := [one for one in networks if one.ms <= limit]:
             best[number] = max(within, key=lambda one: one.valid).test
-    losses = np.array([(100 - one.test, one.ms) for one in front(networks)])
+    losses = np.array([(100 - one.test, one.ms) for one in front(networks)]).reshape(-1, 2)
     volume = 100 * hypervolume(losses, yardstick.reference) / float(yardstick.reference.prod())
     return Standing(len(networks), best, volume)
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from optuna.trial import FrozenTrial
+from torch import nn
 
+from hwnas import training
 from hwnas.recipe import parse_recipe
 from hwnas.run import Run, train_study
 from hwnas.search.samplers.base import PARENT
 from hwnas.search.study import recorded
 from hwnas.searching import search_networks
 from hwnas.space import Arch, IntMatrix, rows_of
+from hwnas.train.data import ImageData
 from hwnas.train.device import training_device
-from hwnas.train.loop import TrainConfig, train
+from hwnas.train.loop import TrainConfig, TrainResult, train
+from hwnas.train.schedule import DEFAULTS
 from hwnas.trained import build, weights_path
 
 START, TRAININGS = 3, 12
@@ -57,10 +62,23 @@ def run_in(folder: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = run_in(tmp_path_factory.mktemp("lemonade"))
-    search_networks(run)
-    return run
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[TrainConfig]]:
+    """The finished run, and how each of its networks was trained."""
+    run, configs = run_in(tmp_path_factory.mktemp("lemonade")), []
+
+    def noted(module: nn.Module, data: ImageData, size: int, config: TrainConfig, **options: Any) -> TrainResult:
+        configs.append(config)
+        return train(module, data, size, config, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train", noted)
+        search_networks(run)
+    return run, configs
+
+
+@pytest.fixture(scope="module")
+def run(searched: tuple[Run, list[TrainConfig]]) -> Run:
+    return searched[0]
 
 
 def trials_of(run: Run) -> dict[Arch, FrozenTrial]:
@@ -92,6 +110,12 @@ def test_children_train_shortly_from_the_weights_of_a_neighbour(run: Run) -> Non
         assert trial.user_attrs["inherited"] != "the same architecture"
         parent = by_number[trial.user_attrs[PARENT]]
         assert arch in rows_of(run.space.neighbours(parent))
+
+
+def test_children_train_at_half_the_peak_of_the_learning_rate(searched: tuple[Run, list[TrainConfig]]) -> None:
+    configs = searched[1]
+    assert [config.learning_rate for config in configs[:START]] == [None] * START
+    assert {config.learning_rate for config in configs[START:]} == {DEFAULTS["sgd"][0] / 2}
 
 
 def test_one_epoch_after_an_exact_step_is_worth_more_than_one_from_scratch(run: Run) -> None:

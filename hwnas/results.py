@@ -161,3 +161,6 @@ def _candidates(run: Run) -> Iterator[Candidate]:
         accuracy = trained[arch].values[0] if arch in trained else None
         scores = {each: one for each, one in scores_of(run, scored[arch]).items() if one is not None}
         yield Candidate(format_arch(arch), {name: float(value)} | scores, float(ms), accuracy)
+    for arch, trial in trained.items():
+        if arch not in scored:
+            yield Candidate(format_arch(arch), {}, trial.values[1], trial.values[0])

@@ -259,14 +259,20 @@ def test_another_recipe_is_refused_in_the_same_folder_and_fresh_moves_the_old_ru
     assert (tmp_path / "runs" / "toy.1" / "recipe.toml").read_text() == RECIPE
 
 
-@pytest.mark.parametrize("sampler", ["TPESampler", "NSGAIISampler"])
-def test_optunas_samplers_work_by_name(finished: Path, tmp_path: Path, sampler: str) -> None:
-    text = with_table(finished).replace("trainings = 2", "trainings = 1")
-    text = text.replace("[search]", f'[search]\nsampler = "{sampler}"\nscore = "macs"').replace(
-        "epochs = 2", "epochs = 1"
-    )
+@pytest.mark.parametrize("sampler", ["TPESampler", "NSGAIISampler", "evolution"])
+def test_samplers_work_by_name_without_scores(finished: Path, tmp_path: Path, sampler: str) -> None:
+    text = with_table(finished).replace("epochs = 2", "epochs = 1")
+    (tmp_path / "toy.toml").write_text(text.replace("[search]", f'[search]\nsampler = "{sampler}"\nparams = "60 k"'))
+    summary = RunSummary.from_json(hwnas(tmp_path, "run", "toy.toml", "--json").stdout)
+    assert [(one.scores, one.valid_accuracy is None) for one in summary.candidates] == [({}, False)] * 2
+    assert summary.networks
+    assert all(row.params <= 60_000 for row in summary.networks)
+
+
+def test_optunas_samplers_choose_what_is_scored(finished: Path, tmp_path: Path) -> None:
+    text = with_table(finished).replace("[search]", '[search]\nscore_sampler = "TPESampler"\nscore = "macs"')
     (tmp_path / "toy.toml").write_text(text)
-    assert len(json.loads(hwnas(tmp_path, "search", "toy.toml", "--json").stdout)) == 1
+    assert json.loads(hwnas(tmp_path, "search", "toy.toml", "--zero-shot", "--json").stdout)
 
 
 def test_a_table_of_another_machine_searches_but_does_not_measure(finished: Path, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def votes(scores: FloatMatrix) -> NDArray[np.bool_]:
 
 def silent(names: Sequence[str], scores: FloatMatrix) -> dict[str, float]:
     """The scores without a vote, by name, each with its agreement."""
+    if len(scores) < LEAST_NETWORKS:
+        return {}
     found = zip(names, votes(scores), agreements(scores), strict=True)
     return {name: round(float(agreement), 3) for name, vote, agreement in found if not vote}
 

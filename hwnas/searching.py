@@ -25,7 +25,7 @@ from hwnas.search.samplers import SAMPLERS, make_sampler
 from hwnas.search.study import ARCH, Tries, failed, record_skip, recorded, settle
 from hwnas.search.workers import Worker, count_spent
 from hwnas.space import parse_arch
-from hwnas.training import EVALUATED, train_trial
+from hwnas.training import EVALUATED, sweep_checkpoints, train_trial
 
 # With so many failures and not one success, the next will fail too.
 _HOPELESS = 5
@@ -49,6 +49,7 @@ def search_networks(run: Run, *, workers: int = 1) -> None:
             stage = f"train network {count_trained(study) + 1} of {run.recipe.search.trainings}"
             train_trial(run, mine[0], partial(run.progress, stage), partial(worker.holds, mine[0]))
             search.check_hopes()
+    sweep_checkpoints(run)
 
 
 def count_trained(study: optuna.Study) -> int:

@@ -35,12 +35,12 @@ from hwnas.train.loop import TrainConfig, train
 from hwnas.train.schedule import DEFAULTS
 from hwnas.train.timeout import TimeLimit
 from hwnas.trained import build, save_weights, trained_network, weights_path
+from hwprof.files import write_atomic
 
-ATTEMPTS = "attempts"  # user attribute of a trial: how often its training was begun at which epoch, [times, epoch]
 CURVE = "curve"  # user attribute of a trial: validation accuracy in percent after every epoch
 EVALUATED = "evaluated"  # user attribute of a trial that an evaluation was spent on, whatever came of it
 
-# A process that dies while it evaluates a trial, without having finished an epoch, is no accident after so many times.
+# A process that dies in an epoch of a network is no accident after so many times, if it always is the same epoch.
 MAX_ATTEMPTS = 5
 _CHILD_RATE = 0.5  # peak of a child's learning rate beside that of others, unless the recipe says
 # Settings of [train] that say where and how long, not how a network is trained.
@@ -65,6 +65,10 @@ class _NotTheNetwork(Exception):
     """What failed is the storage or the disk, and the network is not to blame; the cause says more."""
 
 
+class _Deadly(Exception):
+    """A process died again and again while it trained the network."""
+
+
 class _Stopped(Exception):
     """A training that is not worth its remaining epochs."""
 
@@ -80,16 +84,13 @@ def train_trial(
     study, arch = train_study(run), parse_arch(trial.user_attrs[ARCH])
     checkpoint = run.folder / "weights" / f"{run.network_name(arch)}.checkpoint"
     latency = float(run.predictor.predict_ms(np.array([arch]))[0])
-    if _attempts(trial) > MAX_ATTEMPTS:
-        reason = f"the process died {MAX_ATTEMPTS} times while it trained this network; was there enough memory?"
-        _end(trial, holds, checkpoint, partial(record_failure, study, run.space, arch, reason, trial=trial))
-        return
-    tell: Callable[[], None]
     try:
         values, facts = _train(run, study, trial, arch, latency, checkpoint, progress, holds)
         tell = partial(record_trial, study, run.space, arch, values, facts, trial=trial)
     except _Lost:
         return
+    except _Deadly as error:
+        tell = partial(record_failure, study, run.space, arch, str(error), trial=trial)
     except _NotTheNetwork as error:
         raise error.__cause__ or error from None
     except _Stopped as stopped:
@@ -103,13 +104,22 @@ def train_trial(
     _end(trial, holds, checkpoint, tell)
 
 
-def _attempts(trial: Trial) -> int:
-    """Note that the training begins, and say how often it has begun without finishing another epoch."""
-    epoch = len(trial.user_attrs.get(CURVE, ()))
-    times, before = trial.user_attrs.get(ATTEMPTS, (0, epoch))
-    times = times + 1 if before == epoch else 1
-    trial.set_user_attr(ATTEMPTS, [times, epoch])
-    return int(times)
+class _Attempt:
+    """A file beside a checkpoint that counts how often the epoch was begun that goes on now."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._path = checkpoint.with_name(checkpoint.name + ".begun")
+
+    def begin(self) -> None:
+        """Note that an epoch begins. Raises _Deadly if it has so often that it seems to kill the process."""
+        times = int(self._path.read_text(encoding="utf-8")) if self._path.exists() else 0
+        if times >= MAX_ATTEMPTS:
+            raise _Deadly(f"the process died {times} times in the same epoch of this network; was there enough memory?")
+        write_atomic(self._path, str(times + 1))
+
+    def end(self) -> None:
+        """The epoch is over, and the process alive."""
+        self._path.unlink(missing_ok=True)
 
 
 def _end(trial: Trial, holds: Callable[[], bool], checkpoint: Path, tell: Callable[[], None]) -> None:
@@ -121,7 +131,16 @@ def _end(trial: Trial, holds: Callable[[], bool], checkpoint: Path, tell: Callab
         tell()
     except UpdateFinishedTrialError:  # by another, in this very moment
         return
-    for left in checkpoint.parent.glob(f"{checkpoint.name}*"):
+    _sweep(checkpoint.parent, f"{checkpoint.name}*")
+
+
+def sweep_checkpoints(run: Run) -> None:
+    """Remove what a kill left of trainings that were told: to be called when none goes on."""
+    _sweep(run.folder / "weights", "*.checkpoint*")
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    for left in (*folder.glob(pattern), *folder.glob(f".{pattern}")):  # with those that were not yet renamed
         left.unlink(missing_ok=True)
 
 
@@ -151,11 +170,12 @@ def _train(
         if section.distil_weight and not inherited.exact:
             distil = Distil(teacher, section.distil_weight, frozen_epochs=frozen, untouched=inherited.untouched)
     stopper = make_stopper(section.stopper, section.stopper_options, config.epochs)
-    limit = TimeLimit(section.timeout_seconds)
+    limit, attempt = TimeLimit(section.timeout_seconds), _Attempt(checkpoint)
     curve: list[float] = list(trial.user_attrs.get(CURVE, ()))
 
     def after_epoch(done: int, planned: int, facts: dict[str, float]) -> None:
         try:
+            attempt.end()
             if not holds():
                 raise _Lost
             # told again after a kill, which may have come before
@@ -169,6 +189,8 @@ def _train(
         except Exception as error:
             raise _NotTheNetwork from error
         limit.check(facts["seconds"], f"in epoch {done} of {planned}")
+        if done < planned:
+            attempt.begin()
 
     def stop_if_hopeless() -> None:
         begun = _begun(run, study)
@@ -178,6 +200,8 @@ def _train(
         if decision.stop:
             raise _Stopped(decision.reason)
 
+    if not checkpoint.exists():
+        attempt.begin()
     with limit:
         result = train(
             module,

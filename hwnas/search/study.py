@@ -171,6 +171,9 @@ def settle(study: optuna.Study, space: SearchSpace, trial: Trial, feasible: Feas
     """Let the sampler choose a trial's architecture, unless it has one; None, or why it was told as pruned."""
     if ARCH in trial.user_attrs:
         return None
+    # A killed process may have drawn some parameters. All are drawn again: samplers take them from one random state.
+    trial._cached_frozen_trial.params, trial._cached_frozen_trial.distributions = {}, {}
+    study._thread_local.cached_all_trials = None  # as Study.ask does, which may have been another's
     arch = suggest(trial, space)
     if arch in _asked(study, trial.number):
         reason = _REPEATED

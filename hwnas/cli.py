@@ -194,7 +194,7 @@ def search(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Search under the latency table, train the finalists; goes on where it was stopped."""
+    """Search under the latency table by training networks; goes on where it was stopped."""
     if zero_shot:
         _search_zero_shot(recipe, fresh, as_json)
         return

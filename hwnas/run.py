@@ -1,7 +1,9 @@
 """The run folder, and what a recipe's run is made of.
 
 runs/<name>/recipe.toml      what was run, as text
-runs/<name>/journal.log      Optuna studies: "score" (zero-shot) and "train" (the trained finalists)
+runs/<name>/journal.log      Optuna studies: "score" (zero-shot) and "train" (the trained networks)
+runs/<name>/studies         their names, if they are in a storage that other runs use, too
+runs/<name>/artifacts/       links to files of trials, for optuna-dashboard
 runs/<name>/weights/         a file for each trained network
 runs/<name>/export/          an ONNX file and its JSON for each network of the front
 runs/<name>/summary.json     what the report shows
@@ -14,11 +16,12 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import optuna
+from optuna.samplers import BaseSampler
 
 from hwnas.errors import RunError
 from hwnas.latency.fewshot import TransferPredictor, make_predictor
@@ -28,6 +31,7 @@ from hwnas.progress import Progress, silent
 from hwnas.recipe import Recipe, changed_keys, parse_recipe
 from hwnas.search.problem import FloatVector, Objective
 from hwnas.search.samplers import make_sampler
+from hwnas.search.storage import shared_name
 from hwnas.search.study import open_study
 from hwnas.space import Arch, IntMatrix, SearchSpace, format_arch
 from hwnas.spaces import make_space, space_arguments
@@ -224,9 +228,16 @@ def score_study(run: Run) -> optuna.Study:
     """The study of the zero-shot scores."""
     section = run.recipe.search
     sampler = None if section.score_sampler == SURROGATE else make_sampler(section.score_sampler, run.recipe.seed)
-    return open_study(run.folder / "journal.log", "score", score_objectives(run), sampler)
+    return _study(run, "score", score_objectives(run), sampler)
 
 
 def train_study(run: Run) -> optuna.Study:
     """The study of the trained networks."""
-    return open_study(run.folder / "journal.log", "train", train_objectives(run))
+    return _study(run, "train", train_objectives(run))
+
+
+def _study(run: Run, name: str, objectives: Sequence[Objective], sampler: BaseSampler | None = None) -> optuna.Study:
+    storage = run.recipe.search.storage
+    if storage is None:
+        return open_study(run.folder / "journal.log", name, objectives, sampler)
+    return open_study(storage, f"{shared_name(run.folder)}:{name}", objectives, sampler)

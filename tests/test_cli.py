@@ -70,9 +70,12 @@ def test_spaces_are_listed_with_their_arguments() -> None:
 
 def test_the_readmes_recipe_is_valid_and_its_commands_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    recipe, search, target = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    recipe, search, training, target = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     assert parse_recipe(recipe).search.latency == 1.0
     assert parse_recipe('name = "ranked"\n' + search).search == SearchSection(), "what it shows are the defaults"
+    assert parse_recipe('name = "trained"\n' + training).search.params == 400e3
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(code, {})
     assert parse_recipe('name = "board"\n' + target).target.target().precision == "int8"
     for command in re.findall(r"^ {4}hwnas (\w+)", text, flags=re.MULTILINE):
         assert command in COMMANDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hwnas import executors
 from hwnas.errors import DataError, RunError
 from hwnas.exporting import export_stage
 from hwnas.latency.check import Check, check_table, reanchored
@@ -14,7 +15,6 @@ from hwnas.report.html import write_html
 from hwnas.report.summary import RunSummary
 from hwnas.run import SURROGATE, Run, move_aside
 from hwnas.scored import ScoredNetwork, score_networks, scored_front
-from hwnas.searching import search_networks
 from hwnas.space import Arch
 from hwnas.train.device import training_device
 from hwnas.trained import trained_front
@@ -87,7 +87,7 @@ def search_stage(run: Run) -> list[Arch]:
     run.open_folder()
     _check_data(run)
     with run.timed("train"):
-        search_networks(run)
+        executors.search(run)
     return trained_front(run)
 
 

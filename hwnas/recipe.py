@@ -38,6 +38,8 @@ else:
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+# Keys that say where a run computes, which may change while it goes on.
+_WHERE = {"search.executor", "search.workers", "search.gpus"}
 
 
 def parse_ms(value: object) -> float:
@@ -162,6 +164,10 @@ class SearchSection(_Section):
     unless they are smaller, the others in proportion; in `workers` processes (None: as many as there are cores, if it
     takes long enough). None of it changes how networks are trained.
 
+    `executor`: networks are trained one after another in this process ("local"), in `workers` processes of this machine
+    ("processes"), or in as many on a Ray cluster ("ray"; None: as many as there is room for), each with `gpus` of a
+    GPU. `storage`: where the trials are kept, if not in the run folder's journal (see hwnas.search.storage).
+
     With a `confidence` the latency limit holds for the upper bound of a prediction: a measurement keeps it with that
     probability.
     """
@@ -182,6 +188,24 @@ class SearchSection(_Section):
     score_draws: int = Field(default=4, ge=1)
     score_resolution: int = Field(default=48, ge=8)
     workers: int | None = Field(default=None, ge=1)
+    executor: Literal["local", "processes", "ray"] = "local"
+    gpus: float = Field(default=0, ge=0, le=1)
+    storage: str | None = None
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _a_whole_gpu_is_one(cls, value: Any) -> Any:
+        return _as_float(value)
+
+    @field_validator("storage")
+    @classmethod
+    def _the_storage_is_one(cls, value: str | None) -> str | None:
+        from hwnas.search.storage import check_url
+
+        try:
+            return None if value is None else check_url(value)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("score")
     @classmethod
@@ -311,9 +335,9 @@ def _known_keys(path: tuple[Any, ...]) -> list[str]:
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
-    """The dotted keys in which two recipes differ."""
+    """The dotted keys in which two recipes differ, those aside that say where a run computes and not what."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    return sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    return sorted(key for key in {*before, *after} - _WHERE if before.get(key) != after.get(key))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -369,6 +393,10 @@ score_batch = 16       # images to score each on
 score_draws = 4        # of initial weights; scores are means over them
 sampler = "surrogate"  # or "lemonade", "evolution", "local", "random", or any sampler of Optuna, e.g. "TPESampler"
 trainings = 5          # networks to train
+# executor = "processes"   # train several at once, on the cores or GPUs of this machine; or on a cluster: "ray"
+# workers = 4          # in so many processes
+# gpus = 0.5           # the share of a GPU that each has
+# storage = "postgresql://user@host/database"   # trials in a database, for many machines: README, "Many machines"
 # macs = "20 M"        # other hard limits; also params = "400 k", size = "2 MB"
 
 [train]

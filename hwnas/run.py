@@ -2,7 +2,7 @@
 
 runs/<name>/recipe.toml      what was run, as text
 runs/<name>/journal.log      Optuna studies: "score" (zero-shot) and "train" (the trained networks)
-runs/<name>/studies         their names, if they are in a storage that other runs use, too
+runs/<name>/studies          their names, if they are in a storage that other runs use, too
 runs/<name>/artifacts/       links to files of trials, for optuna-dashboard
 runs/<name>/weights/         a file for each trained network
 runs/<name>/export/          an ONNX file and its JSON for each network of the front

@@ -1,4 +1,4 @@
-"""A search that dies at chosen moments, again and again, until it is through: `python killed_search.py RECIPE SEED KILLS`.
+"""A search that dies at chosen moments until it is through: `python killed_search.py RECIPE SEED KILLS`.
 
 Every search is a forked process, so that none pays for the imports, and dies as by SIGKILL: nothing is cleaned up, its
 locks stay, its last line may be half written. Prints the places of the deaths and what the search left, as JSON.
@@ -14,10 +14,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from toy_runs import story, toy_run
+
 import hwnas.train.loop as loop
 from hwnas.pipeline import search_stage
 from hwnas.search.journal import _Backend
-from toy_runs import story, toy_run
 
 CODES = {
     "before a line": 41,

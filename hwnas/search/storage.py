@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 import warnings
 from functools import lru_cache
 from importlib.util import find_spec
@@ -53,6 +54,26 @@ def open_storage(place: Path | str) -> BaseStorage:
     if place.startswith("journal:"):
         return open_journal(Path(place.removeprefix("journal:")))
     return _server(check_url(place), os.getpid())
+
+
+def shared_name(folder: Path) -> str:
+    """What the studies of the run in `folder` are called where other runs have theirs: its name, and a unique end.
+
+    It is in the folder: a run that begins anew, in a new folder, has studies of its own.
+    """
+    path = folder / "studies"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / f"studies.{uuid.uuid4().hex}"
+        own.write_text(f"{folder.name}-{uuid.uuid4().hex[:8]}\n", encoding="utf-8")
+        try:
+            os.link(own, path)  # the first of several processes wins
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            own.replace(path)
+        own.unlink(missing_ok=True)
+    return path.read_text(encoding="utf-8").strip()
 
 
 @lru_cache(maxsize=8)

@@ -111,9 +111,9 @@ def train(
 
     `checkpoint`: a file of this training alone, written after every epoch and gone on from if it exists.
     `progress(epochs done, epochs planned, {"train_loss", "valid_accuracy" in percent, "seconds"})` is called after
-    each epoch, once the checkpoint is on disk, and of the epoch that a checkpoint goes on from, of which a killed process
-    may not have told; an exception it raises ends the training. `max_threads` bounds torch's
-    CPU threads meanwhile. The caller's random state and thread count are left as found. `distil` adds a teacher, and
+    each epoch, once the checkpoint is on disk, and of the epoch that a checkpoint goes on from, of which a killed
+    process may not have told; an exception it raises ends the training. `max_threads` bounds torch's CPU threads
+    meanwhile. The caller's random state and thread count are left as found. `distil` adds a teacher, and
     freezes in the first epochs what an inheritance left untouched.
 
     With `max_seconds` the training ends with the epoch in which that time runs out. After each epoch the number of

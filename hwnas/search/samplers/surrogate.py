@@ -77,7 +77,8 @@ class SurrogateSampler(HistorySampler):
         losses = np.column_stack([pool.exact, -score])
         front = np.flatnonzero(nondominated(losses)) if losses[:, -1].any() else np.arange(0)
         front = front[np.lexsort(losses[front].T[::-1])]
-        places = np.linspace(0, len(front) - 1, max(0, n - len(set(ends)))).round().astype(int)
+        others = len(set(ends) - set(front.tolist()))
+        places = np.linspace(0, len(front) - 1, max(0, n - others)).round().astype(int)
         chosen = dict.fromkeys([*ends, *(front[places].tolist() if len(front) else []), *rng.permutation(len(pool))])
         self._designs[n] = pool.rows[list(chosen)[: max(n, len(ends) + len(places))]]
         return self._designs[n]

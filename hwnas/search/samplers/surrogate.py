@@ -84,13 +84,17 @@ class SurrogateSampler(HistorySampler):
         return self._designs[n]
 
     def _everything(self, genes: Genes, known: Known | None) -> Pool | None:
-        """Every architecture within the limits, if they are few enough to be looked at one by one."""
+        """Every architecture within the limits, if they are few enough to be looked at one by one.
+
+        Raises InfeasibleError if none is.
+        """
         if known is None or known.space.size > _WHOLE:
             return None
         if self._whole is None:
             tuples = np.indices(tuple(known.space.cardinalities.tolist())).reshape(len(known.space.slots), -1).T
             rows = np.unique(known.space.canonical(np.ascontiguousarray(tuples)), axis=0)
-            self._whole = pool_of(rows[known.feasible(rows)], genes, known)
+            kept = rows[known.feasible(rows)]
+            self._whole = pool_of(kept if len(kept) else known.sample(1, np.random.default_rng(0)), genes, known)
         return self._whole
 
     def _some(self, genes: Genes, known: Known | None, rng: np.random.Generator) -> Rows:

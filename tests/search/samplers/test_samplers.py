@@ -89,8 +89,9 @@ def test_limits_on_other_quantities_are_kept(toy: ModuleType, name: str) -> None
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_limit_that_nothing_keeps_is_explained(toy: ModuleType, name: str) -> None:
-    problem = Problem(toy)
+@pytest.mark.parametrize("stages", [1, 3])
+def test_a_limit_that_nothing_keeps_is_explained(toy: ModuleType, name: str, stages: int) -> None:
+    problem = Problem(toy, stages=stages)
     impossible = (problem.objectives[0], Objective("latency", "ms", "minimize", 1e-3))
     problem.known = Known(problem.space, impossible, problem.known.exact)
     with pytest.raises(InfeasibleError, match="attainable"):

@@ -4,7 +4,8 @@
 
 The recipe's latency table must be there (`hwnas profile RECIPE`). Each time the whole process group gets SIGKILL, at a
 random moment or, every other time, as soon as a file changes in the run folder: a checkpoint, the journal, weights.
-Both searches run in a new folder; the exit code is 1 if they differ. An uninterrupted search is the same as another
+A search that is through before it was killed so often is followed by another. Each runs in a new folder; the exit code
+is 1 if one differs from the uninterrupted one. An uninterrupted search is the same as another
 only where nothing depends on the clock: no train.max_seconds, no latency limit that is measured before training.
 """
 
@@ -39,21 +40,32 @@ def main() -> None:
     arguments = parser.parse_args()
     load_recipe(arguments.recipe)
     text = re.sub(r"(?m)^runs\s*=.*\n", "", arguments.recipe.read_text(encoding="utf-8"))
+    rng, kills = random.Random(arguments.seed), 0
+    print("| search | kills | of them at a random moment | at a change of | trials | equal | front |")
+    print("|---|---|---|---|---|---|---|")
+    same, number = True, 0
     with tempfile.TemporaryDirectory(prefix="hwnas-kill-") as folder:
-        whole, killed = (_recipe(text, Path(folder) / name) for name in ("whole", "killed"))
+        whole = _recipe(text, Path(folder) / "whole")
         begun = time.monotonic()
         _search(whole).wait()
-        seconds = time.monotonic() - begun
-        moments = _kill(killed, arguments.kills, random.Random(arguments.seed), seconds)
-        expected, found = _story(whole), _story(killed)
-    print("| kills | of them at a random moment | at a change of | trials | equal | front |")
-    print("|---|---|---|---|---|---|")
+        seconds, expected = time.monotonic() - begun, _story(whole)
+        while kills < arguments.kills:
+            number += 1
+            killed = _recipe(text, Path(folder) / f"killed{number}")
+            moments = _kill(killed, arguments.kills - kills, rng, seconds)
+            kills += len(moments)
+            found = _story(killed)
+            same &= found == expected
+            print(f"| {number} | {_row(moments, expected, found)} |", flush=True)
+    sys.exit(not same)
+
+
+def _row(moments: list[str], expected: dict[str, Any], found: dict[str, Any]) -> str:
     places = ", ".join(f"{place} {moments.count(place)}" for place in sorted(set(moments) - {"random"})) or "-"
     equal = sum(one == other for one, other in zip(expected["trials"], found["trials"], strict=False))
     front = "equal" if expected["front"] == found["front"] else "differs"
     total = max(len(expected["trials"]), len(found["trials"]))
-    print(f"| {len(moments)} | {moments.count('random')} | {places} | {total} | {equal} | {front} |")
-    sys.exit(expected != found)
+    return f"{len(moments)} | {moments.count('random')} | {places} | {total} | {equal} | {front}"
 
 
 def _recipe(text: str, folder: Path) -> Path:
@@ -69,7 +81,7 @@ def _search(recipe: Path) -> subprocess.Popen[bytes]:
 
 
 def _kill(recipe: Path, kills: int, rng: random.Random, seconds: float) -> list[str]:
-    """Search until it is through, killed `kills` times; at what. A search that is through early is killed less."""
+    """Search until it is through, killed `kills` times or less, if it was through before; at which moments."""
     moments: list[str] = []
     while True:
         before, process, begun = _files(recipe.parent), _search(recipe), time.monotonic()
@@ -77,9 +89,9 @@ def _kill(recipe: Path, kills: int, rng: random.Random, seconds: float) -> list[
             if process.wait() != 0:
                 sys.exit(f"the search failed; see: hwnas search {recipe}")
             return moments
-        pause, place = rng.uniform(0, seconds), "random"
+        pause, place = rng.uniform(0, 0.7 * seconds), "random"
         watched = rng.choice((".checkpoint", ".tmp", ".log", ".pt")) if len(moments) % 2 else None
-        while process.poll() is None and time.monotonic() - begun < pause + seconds * (watched is not None):
+        while process.poll() is None and time.monotonic() - begun < pause + 10 * seconds * (watched is not None):
             time.sleep(0.001)
             if watched and (changed := _files(recipe.parent).items() - before.items()):
                 names = {name for name, _ in changed if name.endswith(watched)}
@@ -87,6 +99,8 @@ def _kill(recipe: Path, kills: int, rng: random.Random, seconds: float) -> list[
                     place = watched
                     break
         if process.poll() is not None:
+            if process.returncode != 0:
+                sys.exit(f"the search failed; see: hwnas search {recipe}")
             return moments
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -134,5 +134,6 @@ def _missing(package: str, url: str) -> MissingPackageError:
 def _unreachable(url: str, error: Exception) -> RunError:
     cause = str(getattr(error, "orig", None) or error).strip().replace(url, shown(url))
     if re.search("[:/@]", (re.search(r"://[^:/@]*:(.*)@", url) or ["", ""])[1]):
-        cause = "signs like : / and @ in its password must be written as %3A, %2F and %40"  # drivers quote what they read
+        # drivers quote what they read
+        cause = "signs like : / and @ in its password must be written as %3A, %2F and %40"
     return RunError(f"the storage {shown(url)} cannot be used: {cause}; is its server running, and the URL right?")

@@ -1,6 +1,7 @@
 """Limits as Optuna's constraints: by how much a trial breaks each, for dashboards and samplers.
 
-A study holds its limits by the labels of its objectives; above 0 a constraint is broken.
+A study holds its limits by the labels of its objectives; above 0 a constraint is broken. Since Optuna 5 constraints
+have names; its dashboard (0.21) and older samplers know them as a list only, so trials have both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from optuna.trial import Trial
 
 LIMITS = "limits"  # user attribute of a study: the limit of each objective that has one, in its unit
 
-_OLD, _NEW = "constraints", "constraints:"  # system attributes of a trial before Optuna 5 and since
+_OLD, _NEW = "constraints", "constraints:"  # system attributes of a trial before Optuna 5, and since
 
 
 def breaches(study: optuna.Study, values: Sequence[float]) -> dict[str, float]:
@@ -34,10 +35,10 @@ def set_constraints(trial: Trial, broken: Mapping[str, float]) -> None:
     """Note on a trial by how much it breaks each limit; what it has noted already stays."""
     if not broken:
         return
-    if not hasattr(trial, "set_constraint"):
-        trial.storage.set_trial_system_attr(trial._trial_id, _OLD, list(broken.values()))
-        return
     noted = trial.storage.get_trial(trial._trial_id).system_attrs
+    trial.storage.set_trial_system_attr(trial._trial_id, _OLD, list(broken.values()))
+    if not hasattr(trial, "set_constraint"):
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         for label, value in broken.items():
@@ -49,6 +50,5 @@ def system_attributes(broken: Mapping[str, float]) -> dict[str, Any]:
     """The same as the attributes of a trial that is made as a whole."""
     if not broken:
         return {}
-    if not hasattr(Trial, "set_constraint"):
-        return {_OLD: list(broken.values())}
-    return {_NEW + label: value for label, value in broken.items()}
+    named = {_NEW + label: value for label, value in broken.items()} if hasattr(Trial, "set_constraint") else {}
+    return {_OLD: list(broken.values()), **named}

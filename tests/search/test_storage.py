@@ -69,7 +69,7 @@ def test_studies_of_several_runs_live_in_one_storage(url: str, tmp_path: Path, t
         found = recorded(open_study(url, f"{name}:train", OBJECTIVES))
         assert [trial.values for trial in found.values()] == [[float(value), 1.0]] * 3
         assert all(trial.user_attrs["curve"] == [1.0, 2.0] for trial in found.values())
-        assert all(trial.constraints == {"latency (ms)": -4.0} for trial in found.values())
+        assert all(trial.system_attrs["constraints"] == [-4.0] for trial in found.values())
 
 
 def test_a_trial_of_a_dead_worker_is_adopted_and_one_of_a_live_one_is_not(url: str, tmp_path: Path) -> None:

@@ -152,9 +152,7 @@ def load(options: argparse.Namespace, device: str) -> Cells:
     most = max(len(found) for found in runs.values())
     ms = {row["index"]: float(row[device]) for row in read(options.latency)}
     scores = {row["ops"]: list(row.values())[1:] for row in read(options.scores)}
-    matrix = np.array(
-        [[float(value) if value else -np.inf for value in scores[truth[index]["ops"]]] for index in kept]
-    )
+    matrix = np.array([[float(value) if value else -np.inf for value in scores[truth[index]["ops"]]] for index in kept])
     return Cells(
         archs=np.array([archs[index] for index in kept]),
         accuracy=np.array([float(truth[index][options.accuracy]) for index in kept]),

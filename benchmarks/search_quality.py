@@ -4,14 +4,14 @@
         --latency nb201_latency_ms.csv.gz
 
 `--truth`: `index`, `ops` (six digits) and the mean test accuracy of every cell, in the column `--accuracy`; `--runs`:
-`index` and the validation accuracy of single trainings, in `--observed`; `--latency`: `index` and milliseconds, a column
-for each device. Cells that are one network (`canonical`) count once.
+`index` and the validation accuracy of single trainings, in `--observed`; `--latency`: `index` and milliseconds, a
+column for each device. Cells that are one network (`canonical`) count once.
 
 A search sees the validation accuracy of one training (which of a cell's runs, follows from the seed) and the latency,
 and is judged by the mean test accuracy of all that it had evaluated: the share of the true front's hypervolume, with
 both objectives scaled from the least to the most of all cells (min-max) or of the true front (nadir), the reference
-point at the worse end; IGD+ on the second scale (Ishibuchi et al. 2015); and the mean regret of the best cell under each
-of 15 latency limits, in percent of accuracy. Cells that a sampler asks for again cost nothing.
+point at the worse end; IGD+ on the second scale (Ishibuchi et al. 2015); and the mean regret of the best cell under
+each of 15 latency limits, in percent of accuracy. Cells that a sampler asks for again cost nothing.
 
 Our zero-shot scores of all cells are in `--scores` (benchmarks/data/README.md says how they were made and what they
 cost). Results: `benchmarks/data/README.md`.

@@ -164,7 +164,10 @@ def _train(
         inherited = inherit(run.space, parent, teacher, arch, seed=run.recipe.seed)
         module, step = inherited.module, inherited.step
         config = replace(
-            config, epochs=section.child_epochs or max(1, config.epochs // 2), learning_rate=_child_rate(section)
+            config,
+            epochs=section.child_epochs or max(1, config.epochs // 2),
+            learning_rate=_child_rate(section),
+            warmup_epochs=0,  # trained weights need none, and short trainings have no epoch to spare
         )
         frozen = 0 if inherited.exact or not inherited.untouched else max(1, config.epochs // 4)
         if section.distil_weight and not inherited.exact:

@@ -112,10 +112,12 @@ def test_children_train_shortly_from_the_weights_of_a_neighbour(run: Run) -> Non
         assert arch in rows_of(run.space.neighbours(parent))
 
 
-def test_children_train_at_half_the_peak_of_the_learning_rate(searched: tuple[Run, list[TrainConfig]]) -> None:
+def test_children_train_at_half_the_peak_of_the_learning_rate_without_warming_up(
+    searched: tuple[Run, list[TrainConfig]],
+) -> None:
     configs = searched[1]
-    assert [config.learning_rate for config in configs[:START]] == [None] * START
-    assert {config.learning_rate for config in configs[START:]} == {DEFAULTS["sgd"][0] / 2}
+    assert {(config.learning_rate, config.warmup_epochs) for config in configs[:START]} == {(None, 1)}
+    assert {(config.learning_rate, config.warmup_epochs) for config in configs[START:]} == {(DEFAULTS["sgd"][0] / 2, 0)}
 
 
 def test_one_epoch_after_an_exact_step_is_worth_more_than_one_from_scratch(run: Run) -> None:

@@ -8,21 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.trial import Trial, TrialState
 from toy_runs import recipe_text, toy_run
 
 from hwnas import searching
 from hwnas.run import Run, train_study
+from hwnas.search import study as study_module
 from hwnas.search import workers as module
 from hwnas.search.processes import is_dead, this_process
 from hwnas.search.study import ARCH, record_trial
 from hwnas.search.workers import WORKER, Worker
 from hwnas.searching import search_networks
-from hwnas.space import parse_arch
+from hwnas.space import Arch, SearchSpace, format_arch, parse_arch
 from hwnas.training import EVALUATED
 
 TRAININGS = 20
+
+
+def first_free(trial: Trial, space: SearchSpace) -> Arch:
+    """A sampler of one mind: every worker would choose the same, if it did not know of the others' choices."""
+    taken = {one.user_attrs[ARCH] for one in trial.study.get_trials(deepcopy=False) if ARCH in one.user_attrs}
+    time.sleep(0.02)
+    archs = (space.check(tuple(arch)) for arch in space.sample(1000, np.random.default_rng(0)).tolist())
+    return next(arch for arch in archs if format_arch(arch) not in taken)
 
 
 def instantly(run: Run, trial: Trial, progress: Callable[[int, int], None], holds: Callable[[], bool]) -> None:
@@ -33,10 +43,13 @@ def instantly(run: Run, trial: Trial, progress: Callable[[int, int], None], hold
     record_trial(train_study(run), run.space, arch, [float(sum(arch)), 1.0 + arch[0]], trial=trial)
 
 
-@pytest.mark.parametrize("sampler", ["lemonade", "TPESampler"])
+@pytest.mark.parametrize("sampler", ["lemonade", "TPESampler", "of one mind"])
 def test_no_network_twice_and_no_training_too_many(
     sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if sampler == "of one mind":
+        monkeypatch.setattr(study_module, "suggest", first_free)
+        sampler = "TPESampler"
     monkeypatch.setattr(searching, "train_trial", instantly)
     monkeypatch.setattr(searching, "_POLL_SECONDS", 0.05)
     text = recipe_text(tmp_path, sampler).replace("trainings = 6", f"trainings = {TRAININGS}")

@@ -112,7 +112,9 @@ def test_a_network_that_kills_its_process_is_given_up(run: Run, monkeypatch: pyt
 
 
 def test_deaths_in_different_epochs_are_not_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = toy_run(recipe_text(tmp_path, "lemonade").replace("epochs = 2", "epochs = 9"))
+    run = toy_run(
+        recipe_text(tmp_path, "lemonade").replace("epochs = 2", "epochs = 9").replace("trainings = 6", "trainings = 2")
+    )
     epoch = loop._train_epoch
     calls: list[int] = []
 

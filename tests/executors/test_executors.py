@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from toy_runs import recipe_text, toy_run
 
 from hwnas import executors
 from hwnas.errors import MissingPackageError, RunError
+from hwnas.executors import local_processes
 from hwnas.executors import supervise as supervising
+from hwnas.executors.job import job_of, work
 from hwnas.executors.supervise import Ending, supervise
 from hwnas.run import Run, train_study
 from hwnas.search.samplers.base import PARENT
@@ -133,3 +136,41 @@ def test_nothing_is_started_when_nothing_is_left(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(supervising, "count_trained", lambda study: 6)
     supervise(run, fleet, 3)
     assert (fleet.started, fleet.stopped) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "share", "expected"),
+    [
+        (None, 2, 1.0, ["0", "1", "0", "1"]),
+        (None, 2, 0.5, ["0", "0", "1", "1"]),
+        ("5,GPU-7", 2, 1.0, ["5", "GPU-7", "5", "GPU-7"]),
+        (None, 0, 1.0, [None] * 4),
+    ],
+)
+def test_workers_share_the_gpus(
+    visible: str | None, gpus: int, share: float, expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(local_processes.torch.cuda, "device_count", lambda: gpus)
+    assert [local_processes._gpu_of(number, share) for number in range(4)] == expected
+
+
+@pytest.mark.parametrize(("gpus", "section", "workers"), [(4, "gpus = 0.5", 8), (4, "workers = 3", 3), (0, "", 5)])
+def test_as_many_workers_as_there_is_room_for(
+    gpus: int, section: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_processes.torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(local_processes, "cores", lambda: 5)
+    started: list[int] = []
+    monkeypatch.setattr(local_processes, "supervise", lambda run, fleet, number: started.append(number))
+    executors.search(toy_run(recipe_text(tmp_path, "lemonade", search=f'executor = "processes"\n{section}')))
+    assert started == [workers]
+
+
+def test_a_folder_that_a_machine_does_not_have_is_told(tmp_path: Path) -> None:
+    run = toy_run(recipe_text(tmp_path, "lemonade"))
+    error = work(replace(job_of(run, 2), folder=str(tmp_path / "none")))
+    assert isinstance(error, RunError)
+    assert "on a file system that they share" in str(error)

@@ -14,12 +14,15 @@ where all are positive.
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import logsumexp
 
 from hwnas.errors import RecipeError
 from hwnas.search.known import Known
 from hwnas.search.problem import FloatMatrix, FloatVector
 from hwnas.search.samplers.base import PARENT, History, HistorySampler, Proposal
 from hwnas.search.samplers.genes import Genes, Rows
+
+_LEAST_LOG_DENSITY = -7.0  # beside the most crowded place: nothing is drawn a thousand times as often
 
 
 class LemonadeSampler(HistorySampler):
@@ -95,17 +98,15 @@ class _Density:
         self._width = np.where(spread > 0, spread, 1.0) * n ** (-1 / (k + 4))
 
     def __call__(self, points: FloatMatrix) -> FloatVector:
-        """(m, k) -> (m,) densities, up to a factor."""
+        """(m, k) -> (m,) logarithms of densities, up to a constant."""
         points = np.log(np.maximum(points, np.finfo(float).tiny)) if self._log else points
         away = (points[:, None] - self._points[None]) / self._width
-        found: FloatVector = np.exp(-0.5 * (away**2).sum(axis=2)).mean(axis=1)
+        found: FloatVector = logsumexp(-0.5 * (away**2).sum(axis=2), axis=1)
         return found
 
 
-def _inverse(density: FloatVector) -> FloatVector:
-    """(n,) probabilities inverse to the densities; where there is none, as if it were the least there is."""
-    positive = density[density > 0]
-    least = float(positive.min()) if len(positive) else 1.0
-    weights = 1 / np.maximum(density, least * 1e-3)
+def _inverse(log_density: FloatVector) -> FloatVector:
+    """(n,) probabilities inverse to the densities; far out, where there is next to none, as if there were a little."""
+    weights = np.exp(-np.maximum(log_density - log_density.max(), _LEAST_LOG_DENSITY))
     found: FloatVector = weights / weights.sum()
     return found

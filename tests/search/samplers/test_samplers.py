@@ -249,3 +249,14 @@ def test_without_a_space_parameters_of_any_kind_are_searched() -> None:
 def test_options_that_cannot_be_used(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         make_sampler(name, 0, **options)
+
+
+def test_lemonade_prefers_what_is_far_from_the_front_however_far() -> None:
+    from hwnas.search.samplers.lemonade import _Density, _inverse
+
+    crowd = np.array([[1.0, 1.0], [1.01, 1.0], [1.0, 1.01], [1.02, 1.02]])
+    density = _Density(crowd)
+    chances = _inverse(density(np.array([[1.0, 1.0], [1.05, 1.05], [1e6, 1e-9]])))
+    assert chances.sum() == pytest.approx(1)
+    assert chances[0] < chances[1] <= chances[2] < 1
+    assert np.isfinite(_inverse(_Density(np.ones((3, 1)))(np.array([[1e300]])))).all()

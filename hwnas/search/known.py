@@ -64,6 +64,11 @@ class Known:
         return found[rng.permutation(len(found))[:n]]
 
     @property
+    def worth_a_look(self) -> IntMatrix | None:
+        """The `candidates` that keep the limits, if there are any to be named."""
+        return None if self.candidates is None else self.candidates[self.feasible(self.candidates)]
+
+    @property
     def exact_numbers(self) -> list[int]:
         """Which of the objectives are known exactly, in the order of `exact`."""
         names = [objective.name for objective in self.objectives]

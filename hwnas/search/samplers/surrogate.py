@@ -71,7 +71,10 @@ class SurrogateSampler(HistorySampler):
         rng = np.random.default_rng(self._seed)
         pool = self._everything(genes, known)
         if pool is None:
-            pool = pool_of(np.unique(self._some(genes, known, rng), axis=0), genes, known)
+            worth = None if known is None else known.worth_a_look
+            # scores that were computed count for more than those that a regression foretells
+            rows = self._some(genes, known, rng) if worth is None or len(worth) < n else worth
+            pool = pool_of(np.unique(rows, axis=0), genes, known)
         score = combined(pool.ranks) if pool.ranks.shape[1] else np.zeros(len(pool))
         ends = [int(np.lexsort((-score, column))[0]) for column in pool.exact.T]
         losses = np.column_stack([pool.exact, -score])
@@ -101,10 +104,8 @@ class SurrogateSampler(HistorySampler):
         """Random architectures within the limits, and those that are said to be worth a look."""
         if known is None:
             return genes.sample(_RANDOM, rng)
-        some = known.sample(_RANDOM, rng)
-        if known.candidates is None:
-            return some
-        return np.concatenate([some, known.candidates[known.feasible(known.candidates)]])
+        some, worth = known.sample(_RANDOM, rng), known.worth_a_look
+        return some if worth is None else np.concatenate([some, worth])
 
     def _candidates(
         self, history: History, genes: Genes, known: Known | None, model: _Model, rng: np.random.Generator

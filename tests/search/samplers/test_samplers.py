@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -260,3 +261,11 @@ def test_lemonade_prefers_what_is_far_from_the_front_however_far() -> None:
     assert chances.sum() == pytest.approx(1)
     assert chances[0] < chances[1] <= chances[2] < 1
     assert np.isfinite(_inverse(_Density(np.ones((3, 1)))(np.array([[1e300]])))).all()
+
+
+def test_a_large_space_is_begun_with_the_candidates(toy: ModuleType) -> None:
+    problem = Problem(toy, prior=True)
+    given = problem.space.sample(12, np.random.default_rng(7))
+    problem.known = replace(problem.known, candidates=given)
+    found = problem.go(problem.study("surrogate"), 5)
+    assert {tuple(row) for row in given.tolist()} >= set(found)

@@ -396,7 +396,7 @@ trainings = 5          # networks to train
 # executor = "processes"   # train several at once, on the cores or GPUs of this machine; or on a cluster: "ray"
 # workers = 4          # in so many processes
 # gpus = 0.5           # the share of a GPU that each has
-# storage = "postgresql://user@host/database"   # trials in a database, for many machines: README, "Many processes, many machines"
+# storage = "postgresql://user@host/database"   # trials in a database, for many machines
 # macs = "20 M"        # other hard limits; also params = "400 k", size = "2 MB"
 
 [train]

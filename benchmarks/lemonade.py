@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", default=",".join(ARMS), help="which to run (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=8, help="of a network from scratch (default %(default)s)")
-    parser.add_argument("--child-epochs", type=int, default=2)
+    parser.add_argument("--child-epochs", type=int, default=4, help="of one that inherits (default %(default)s)")
     parser.add_argument("--budget", type=int, default=120, help="epochs of an arm (default %(default)s)")
     parser.add_argument("--train", type=int, default=5000, help="training images, a fifth of them for validation")
     parser.add_argument("--test", type=int, default=2000)

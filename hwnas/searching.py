@@ -19,7 +19,7 @@ from optuna.trial import Trial, TrialState
 
 from hwnas.beforehand import known_of
 from hwnas.confirm import above_limit
-from hwnas.errors import RunError
+from hwnas.errors import HwnasError, RecipeError, RunError
 from hwnas.run import SURROGATE, Run, train_objectives, train_study
 from hwnas.search.samplers import SAMPLERS, make_sampler
 from hwnas.search.study import ARCH, Tries, failed, record_skip, recorded, settle
@@ -63,7 +63,7 @@ class _Search:
     def __init__(self, run: Run, study: optuna.Study, worker: Worker, workers: int) -> None:
         self._run, self._study, self._worker, self._workers = run, study, worker, workers
         section = run.recipe.search
-        known = known_of(run, scored=section.sampler == SURROGATE)
+        known = self._known = known_of(run, scored=section.sampler == SURROGATE)
         self._feasible, self._ours = known.feasible, section.sampler in SAMPLERS
         if self._ours:
             study.sampler = make_sampler(section.sampler, run.recipe.seed, known, **section.sampler_options)
@@ -119,7 +119,14 @@ class _Search:
                 return None
             self._reseed(trial.number)
             trial = Trial(self._study, trial._trial_id)  # now its sampler may propose
-            if (reason := settle(self._study, self._run.space, trial, self._feasible)) is None:
+            try:
+                reason = settle(self._study, self._run.space, trial, self._feasible)
+            except ValueError as error:  # what a sampler cannot do, such as several objectives
+                if isinstance(error, HwnasError):
+                    raise
+                name = self._run.recipe.search.sampler
+                raise RecipeError(f"search.sampler = {name!r} cannot be used here: {error}") from error
+            if reason is None:
                 return trial
             tries.count(reason)
 
@@ -165,4 +172,5 @@ class _Search:
         if self._ours:
             return
         section = self._run.recipe.search
-        self._study.sampler = make_sampler(section.sampler, self._run.recipe.seed + number, **section.sampler_options)
+        seed = self._run.recipe.seed + number
+        self._study.sampler = make_sampler(section.sampler, seed, self._known, **section.sampler_options)

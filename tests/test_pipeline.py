@@ -269,6 +269,13 @@ def test_samplers_work_by_name_without_scores(finished: Path, tmp_path: Path, sa
     assert all(row.params <= 60_000 for row in summary.networks)
 
 
+def test_a_sampler_of_one_objective_is_refused(finished: Path, tmp_path: Path) -> None:
+    text = with_table(finished).replace("[search]", '[search]\nsampler = "CmaEsSampler"')
+    (tmp_path / "toy.toml").write_text(text)
+    message = " ".join(hwnas(tmp_path, "search", "toy.toml", code=1).stderr.split())
+    assert "search.sampler = 'CmaEsSampler' cannot be used here" in message
+
+
 def test_optunas_samplers_choose_what_is_scored(finished: Path, tmp_path: Path) -> None:
     text = with_table(finished).replace("[search]", '[search]\nscore_sampler = "TPESampler"\nscore = "macs"')
     (tmp_path / "toy.toml").write_text(text)

@@ -26,7 +26,8 @@ SAMPLERS = {
 def make_sampler(name: str, seed: int, known: Known | None = None, **options: Any) -> BaseSampler:
     """One of `SAMPLERS`, which use what is `known`, or a class of optuna.samplers; `options` are its own arguments.
 
-    For a study with trials, a seed such as `seed + len(study.trials)` keeps samplers of Optuna from asking for the same
+    `base_sampler` may be a name, and the grid of a GridSampler is the space of `known` unless one is given. For a study
+    with trials, a seed such as `seed + len(study.trials)` keeps samplers of Optuna from asking for the same
     ones again; ours need no other. Raises RecipeError for a name or an option that there is not.
     """
     theirs = {
@@ -44,7 +45,14 @@ def make_sampler(name: str, seed: int, known: Known | None = None, **options: An
             f"there is no sampler {name!r}; there are {', '.join(SAMPLERS)}, and of Optuna {', '.join(sorted(theirs))}"
         )
     accepted = inspect.signature(made).parameters
-    given = {"seed": seed, "known": known} if name in SAMPLERS else {"seed": seed} if "seed" in accepted else {}
+    given: dict[str, Any] = {"seed": seed, "known": known} if name in SAMPLERS else {}
+    if name in theirs:
+        given = {"seed": seed} if "seed" in accepted else {}
+        if "search_space" in accepted and known is not None:  # GridSampler, which lists every combination
+            options = {"search_space": {slot.name: list(slot.options) for slot in known.space.slots}, **options}
+        if "base_sampler" in accepted:  # PartialFixedSampler
+            base = options.get("base_sampler", "TPESampler")
+            options = {**options, "base_sampler": make_sampler(base, seed, known) if isinstance(base, str) else base}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the user asked for it by name

@@ -269,3 +269,22 @@ def test_a_large_space_is_begun_with_the_candidates(toy: ModuleType) -> None:
     problem.known = replace(problem.known, candidates=given)
     found = problem.go(problem.study("surrogate"), 5)
     assert {tuple(row) for row in given.tolist()} >= set(found)
+
+
+OPTUNAS = ["BruteForceSampler", "GPSampler", "GridSampler", "NSGAIISampler", "NSGAIIISampler", "PartialFixedSampler"]
+OPTUNAS += ["QMCSampler", "RandomSampler", "TPESampler"]
+
+
+@pytest.mark.parametrize("name", OPTUNAS)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_optunas_samplers_by_name(toy: ModuleType, name: str) -> None:
+    problem = Problem(toy, stages=2, layers=1)
+    fixed = {"fixed_params": {"stage0.layer0": "w1"}, "base_sampler": "NSGAIISampler"}
+    options = fixed if name == "PartialFixedSampler" else {}
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    found = set()
+    for seed in range(3):
+        study.sampler = make_sampler(name, seed, problem.known, **options)
+        found |= set(problem.go(study, 1))
+    assert len(found) == 3
+    assert name != "PartialFixedSampler" or {arch[1] for arch in found} == {1}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwnas import pipeline, scoring
+from hwnas import pipeline, scoring, training
 from hwnas.errors import RecipeError
 from hwnas.recipe import SearchSection, TrainSection
 from hwnas.scored import scoring_of
@@ -44,11 +44,8 @@ class Network(nn.Module):
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     network = Network()
-    monkeypatch.setattr(pipeline, "build", lambda run, arch: network)
-    monkeypatch.setattr(pipeline, "train_study", lambda run: None)
-    for name in ("recorded", "failed"):
-        monkeypatch.setattr(pipeline, name, lambda study: {})
-    monkeypatch.setattr(pipeline, "record_trial", lambda *_, **__: None)
+    monkeypatch.setattr(training, "build", lambda run, arch: network)
+    monkeypatch.setattr(training, "attach", lambda *_: None)
     return network
 
 
@@ -60,6 +57,7 @@ def run_of(device: str, folder: Path) -> Any:
             train=TrainSection(device=device),
         ),
         folder=folder,
+        inherits=False,
         data=load_data("digits"),
         space=make_space("mobilenetv3", SPACE),
         predictor=SimpleNamespace(predict_ms=lambda archs: np.ones(1)),
@@ -77,15 +75,19 @@ def test_training_is_where_the_recipe_says_and_weights_are_saved_from_the_cpu(
     network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, sees: bool, used: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
-    monkeypatch.setattr(pipeline, "save_weights", lambda module, path: module.went.append("saved"))
+    monkeypatch.setattr(training, "save_weights", lambda module, path: module.went.append("saved"))
     trained: list[str] = []
 
     def train(module: Any, *_: Any, device: torch.device, **__: Any) -> TrainResult:
         trained.append(str(device))
         return TrainResult(1, 1, 1, 1, 1)
 
-    monkeypatch.setattr(pipeline, "train", train)
-    pipeline._train(run_of(device, tmp_path), (0,), "train")
+    monkeypatch.setattr(training, "train", train)
+    run: Any = run_of(device, tmp_path)
+    trial: Any = SimpleNamespace(user_attrs={})
+    study: Any = None
+    checkpoint = tmp_path / "net.checkpoint"
+    training._train(run, study, trial, (0,) * 11, 1.0, checkpoint, lambda *_: None, lambda: True)
     assert trained == [used]
     assert network.went == ["cpu", "saved"]
 

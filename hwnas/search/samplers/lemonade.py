@@ -2,7 +2,7 @@
 
 The population is the Pareto front of all that was evaluated. Objectives are cheap (known of an architecture before it
 is trained) or expensive. A kernel density estimate of the population's cheap objectives says where the front is
-crowded: parents are drawn with probability inverse to it (equation 4), children are made of them one step away, and
+crowded: parents are drawn with probability inverse to it, children are made of them one step away, and
 of these the few to be evaluated are drawn the same way again. So most proposals cost nothing.
 
 Deviations. The paper goes by generations: n_pc children of a fixed population, n_ac of which are trained. Here every

@@ -293,7 +293,7 @@ def report(
 def new(path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.")]) -> None:
     """Write a commented recipe to start from."""
     from hwnas.errors import RecipeError
-    from hwnas.recipe import new_recipe
+    from hwnas.template import new_recipe
 
     if path.exists():
         raise RecipeError(f"{path} is there already; choose another name, or delete it")

@@ -9,22 +9,20 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from hwnas.errors import RecipeError
+from hwnas.units import Bytes, Count, Milliseconds
 from hwnas.zeroshot import score_names
 from hwprof.errors import HwprofError
 from hwprof.runtimes import RUNTIMES, require_runnable
@@ -35,50 +33,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 # Keys that say where a run computes, which may change while it goes on.
 _WHERE = {"search.executor", "search.workers", "search.gpus"}
-
-
-def parse_ms(value: object) -> float:
-    """Milliseconds from text like '2 ms', '800 us' or '0.01 s'. Raises ValueError on anything else."""
-    return _parse(value, _MILLISECONDS, "a time", "2 ms")
-
-
-def parse_count(value: object) -> float:
-    """A count from a number, or text like '20 M' or '400k'. Raises ValueError on anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = f"{value}"
-    return _parse(value, _COUNTS, "a count", "20 M")
-
-
-def parse_bytes(value: object) -> float:
-    """Bytes from text like '2 MB' or '500 kB'. Raises ValueError on anything else."""
-    return _parse(value, _BYTES, "a size", "2 MB")
-
-
-def _parse(value: object, units: Mapping[str, float], what: str, example: str) -> float:
-    match = (
-        re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Zµ]*)\s*", value)
-        if isinstance(value, str)
-        else None
-    )
-    if match is None or (not match.group(2) and "" not in units):
-        raise ValueError(f'write a number with its unit, like "{example}"')
-    number, unit = float(match.group(1)), match.group(2).replace("µs", "us")
-    if unit not in units:
-        *most, last = [each for each in units if each]
-        raise ValueError(f"the unit {unit!r} is not {what}; use {', '.join(most)} or {last}")
-    if number <= 0:
-        raise ValueError("must be above zero")
-    return number * units[unit]
-
-
-Milliseconds = Annotated[float, BeforeValidator(parse_ms), PlainSerializer(lambda ms: f"{ms:g} ms")]
-Count = Annotated[float, BeforeValidator(parse_count), PlainSerializer(lambda count: f"{count:g}")]
-Bytes = Annotated[float, BeforeValidator(parse_bytes), PlainSerializer(lambda size: f"{size:g} B")]
 
 
 def _as_float(value: Any) -> Any:
@@ -345,70 +301,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat
-
-
-TEMPLATE = """\
-# A recipe: what to profile, search, train and export. Run it with
-#     hwnas run {path}
-# Lines that begin with # show other choices; every key may be left out.
-
-name = "{name}"        # the run's folder is runs/{name}
-seed = 0               # same seed, same table: same front
-
-[target]               # what the networks are for
-device = "local"       # this machine; or "ssh:user@board", "adb" (a phone), or a list of devices of one kind
-runtime = "onnxruntime"   # hwnas devices lists what there is: litert, ncnn, openvino, tensorrt, torch-cuda, ...
-precision = "fp32"     # or fp16, bf16, int8, as far as the runtime goes
-batch = 1              # images of one inference
-threads = 1            # of one inference
-
-[data]                 # images and labels
-source = "digits"      # scikit-learn's digits: real images that need no download
-# source = "torchvision:CIFAR10"     # any classification data set of torchvision, kept in root
-# source = "folder:path/to/images"   # train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png
-# source = "npz:path/to/arrays.npz"  # x_train, y_train, x_test, y_test
-root = "data"
-
-[space]                # the networks to choose from; classes and channels come from the data
-name = "mobilenetv3"   # hwnas spaces lists them, with their arguments
-resolutions = [16, 24, 32]
-depths = [1, 2, 3]
-stem_width = 16
-stem_stride = 1
-stage_widths = [16, 24, 40, 48, 64]
-stage_strides = [2, 2, 2, 1, 1]
-head_widths = [256, 256]
-
-[profile]              # measuring the target: the latency table
-tables = "latency_tables"
-networks = 10          # random networks to profile; 0: every block of the space is measured (slower, more exact)
-# table = "latency_tables/some-device/table.json"   # use this table, measured elsewhere, and profile nothing
-
-[search]
-# latency = "1 ms"     # a hard limit: nothing predicted above it is trained
-# confidence = 0.95    # the limit holds for the prediction's upper bound: measurements keep it so often
-score = "combined"     # how untrained networks are ranked; or a score by name, or a list: hwnas score --help
-evaluations = 120      # networks to score
-score_batch = 16       # images to score each on
-score_draws = 4        # of initial weights; scores are means over them
-sampler = "surrogate"  # or "lemonade", "evolution", "local", "random", or any sampler of Optuna, e.g. "TPESampler"
-trainings = 5          # networks to train
-# executor = "processes"   # train several at once, on the cores or GPUs of this machine; or on a cluster: "ray"
-# workers = 4          # in so many processes
-# gpus = 0.5           # the share of a GPU that each has
-# storage = "postgresql://user@host/database"   # trials in a database, for many machines
-# macs = "20 M"        # other hard limits; also params = "400 k", size = "2 MB"
-
-[train]
-epochs = 12
-batch_size = 64
-threads = 1            # of torch; small networks train no faster on more
-# stopper = "curve_ranking"   # ends trainings early that will not come out best; or "successive_halving", "hyperband"
-# device = "cpu"       # "auto" takes an NVIDIA GPU if there is one
-"""
-
-
-def new_recipe(path: Path) -> str:
-    """The text of a commented recipe, named after its file."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "recipe"
-    return TEMPLATE.format(path=path, name=name)

@@ -13,7 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"hwnas": ROOT, "hwprof": ROOT / "profilers"}
 
-FOUNDATION = {"errors", "space", "blocks", "trace", "progress", "files", "saved", "validation", "ranks"}
+FOUNDATION = {
+    "errors",
+    "space",
+    "blocks",
+    "trace",
+    "progress",
+    "files",
+    "saved",
+    "validation",
+    "ranks",
+    "units",
+    "template",
+}
 MIDDLE = {"search", "supernet", "zeroshot", "train", "latency", "export", "report"}
 BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "graphs", "hwprof"}
 # unit of hwnas -> what it may import, beside itself and the bare package (its version)
@@ -23,6 +35,7 @@ MAY_IMPORT = {
     "spaces": FOUNDATION,
     "graphs": FOUNDATION | {"hwprof"},
     **dict.fromkeys(MIDDLE, FOUNDATION | {"spaces"}),
+    "supernet": FOUNDATION | {"spaces", "train"},  # a supernet is trained as networks are, on the same images
     "latency": FOUNDATION | {"spaces", "graphs", "hwprof"},
     "export": FOUNDATION | {"spaces", "graphs", "hwprof"},
     "recipe": BELOW_PIPELINE,

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from hwnas.errors import RecipeError
-from hwnas.recipe import changed_keys, load_recipe, new_recipe, parse_ms, parse_recipe
+from hwnas.recipe import changed_keys, load_recipe, parse_recipe
+from hwnas.template import new_recipe
+from hwnas.units import parse_ms
 
 MINIMAL = 'name = "a"\n'
 

@@ -1,0 +1,1 @@
+"""Supernets: one set of weights for all architectures of a space, trained together."""

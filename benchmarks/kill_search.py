@@ -90,7 +90,7 @@ def _kill(recipe: Path, kills: int, rng: random.Random, seconds: float) -> list[
                 sys.exit(f"the search failed; see: hwnas search {recipe}")
             return moments
         pause, place = rng.uniform(0, 0.7 * seconds), "random"
-        watched = rng.choice((".checkpoint", ".tmp", ".log", ".pt")) if len(moments) % 2 else None
+        watched = rng.choice((".checkpoint", ".tmp", ".log", ".safetensors")) if len(moments) % 2 else None
         while process.poll() is None and time.monotonic() - begun < pause + 10 * seconds * (watched is not None):
             time.sleep(0.001)
             if watched and (changed := _files(recipe.parent).items() - before.items()):

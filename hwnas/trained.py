@@ -1,10 +1,15 @@
-"""The networks of a run as modules: built from the seed, their trained weights on disk, and the front of them."""
+"""The networks of a run as modules: built from the seed, their trained weights on disk, and the front of them.
+
+Weights are in the format safetensors: names, shapes and numbers, no code. Those of runs before it was used are files of
+torch (.pt), which are still read, without unpickling anything but tensors.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -15,6 +20,10 @@ from hwnas.search.pareto import nondominated
 from hwnas.search.problem import to_losses
 from hwnas.search.study import failed, recorded
 from hwnas.space import Arch
+from hwnas.train.checkpoint import read_torch
+
+SUFFIX, OLDER_SUFFIX = ".safetensors", ".pt"
+_OTHER_BYTES = 2**24  # of a file beside its numbers, at most: names and shapes
 
 
 def build(run: Run, arch: Arch) -> nn.Module:
@@ -30,23 +39,30 @@ def trained_network(run: Run, arch: Arch) -> nn.Module:
 
 
 def weights_path(run: Run, arch: Arch) -> Path:
-    """Where a trained network's weights are."""
-    return run.folder / "weights" / f"{run.network_name(arch)}.pt"
+    """Where a trained network's weights are, or will be."""
+    path = run.folder / "weights" / f"{run.network_name(arch)}{SUFFIX}"
+    older = path.with_suffix(OLDER_SUFFIX)
+    return older if older.exists() and not path.exists() else path
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's weights: the whole file or none."""
+    """Write a module's weights as safetensors, the whole file or none; beside an older file of torch, not over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    torch.save(module.state_dict(), unfinished)
-    unfinished.replace(path)
+    # Copies, as the format has neither tensors that share memory nor another order of numbers than row-major.
+    state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in module.state_dict().items()}
+    safetensors.torch.save_file(state, unfinished, metadata={"format": "pt"})
+    unfinished.replace(path.with_suffix(SUFFIX))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load weights into a module of the same architecture. Raises RunError if they cannot be used."""
+    largest = _OTHER_BYTES + 8 * sum(value.numel() for value in module.state_dict().values())
     try:
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # zip, pickle and torch each raise their own
+        if (size := path.stat().st_size) > largest:
+            raise ValueError(f"{size} bytes are too many for this network")
+        module.load_state_dict(safetensors.torch.load_file(path) if path.suffix == SUFFIX else read_torch(path))
+    except Exception as error:  # zip, pickle, safetensors and torch each raise their own
         raise RunError(
             f"the weights in {path} cannot be used ({type(error).__name__}: {error}); restore them, or begin anew "
             "with: hwnas run --fresh RECIPE"

@@ -19,7 +19,7 @@ from hwnas.search.study import ARCH, REASON
 from hwnas.search.workers import Worker
 from hwnas.searching import _Search, search_networks
 from hwnas.train import loop
-from hwnas.trained import trained_front
+from hwnas.trained import SUFFIX, trained_front
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_search_goes_on_without_the_network(
     assert trials[1].values is None
     assert len({trial.user_attrs[ARCH] for trial in trials}) == 6
     assert trained_front(run)
-    assert not [path for path in (run.folder / "weights").iterdir() if path.suffix != ".pt"]
+    assert not [path for path in (run.folder / "weights").iterdir() if path.suffix != SUFFIX]
 
 
 def test_when_everything_fails_the_search_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_deaths_at_every_kind_of_moment_change_nothing(
     assert found == expected
 
 
-PLACES = ("checkpoint", "pt")
+PLACES = ("checkpoint", "safetensors")
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -13,7 +13,7 @@ from hwnas.run import Run, train_study
 from hwnas.search.study import ARCH
 from hwnas.space import format_arch
 from hwnas.spaces import make_space
-from hwnas.trained import trained_front, weights_path
+from hwnas.trained import SUFFIX, trained_front, weights_path
 from hwprof.table import LatencyTable, Row, write_table
 from hwprof.target import Target
 
@@ -75,17 +75,15 @@ def story(run: Run) -> dict[str, Any]:
         ],
         "front": [format_arch(arch) for arch in trained_front(run)],
         "weights": {trial.user_attrs[ARCH]: _digest(run, trial.user_attrs[ARCH]) for trial in finished},
-        "left": sorted(path.name for path in (run.folder / "weights").iterdir() if path.suffix != ".pt"),
+        "left": sorted(path.name for path in (run.folder / "weights").iterdir() if path.suffix != SUFFIX),
     }
 
 
 def _digest(run: Run, arch: str) -> str:
     import hashlib
 
-    import torch
-
-    state = torch.load(weights_path(run, tuple(map(int, arch.split("-")))), weights_only=True)
-    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+    path = weights_path(run, tuple(map(int, arch.split("-"))))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from hwnas.search.samplers.base import PARENT
 from hwnas.search.study import ARCH
 from hwnas.search.workers import WORKER
 from hwnas.searching import count_trained
+from hwnas.trained import SUFFIX
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 
@@ -70,7 +71,7 @@ def search_and_kill(run: Run) -> None:
             assert len(trial.user_attrs["curve"]) == (2 if PARENT not in trial.user_attrs else 1)
     assert trials[killer.trial].state == TrialState.COMPLETE
     assert process_of(trials[killer.trial]) != killer.killed
-    assert not [path for path in (run.folder / "weights").iterdir() if path.suffix != ".pt"]
+    assert not [path for path in (run.folder / "weights").iterdir() if path.suffix != SUFFIX]
 
 
 def test_a_process_of_two_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
+from hwnas.train import checkpoint
+from hwnas.train.checkpoint import identity_of, load_checkpoint, read_torch, save_checkpoint
 
 _STATE = {"weights": torch.arange(50_000.0), "stand": {"epoch": 3, "progress": 0.25}}
 
@@ -69,3 +71,23 @@ def test_identity_is_of_structure_and_settings_not_of_weights() -> None:
     assert identity_of(Odd(), 1) == identity_of(Odd(), 1)
     others = [identity_of(net(2), 1, "a"), identity_of(net(1, 3), 1, "a"), identity_of(net(), 2, "a")]
     assert len({identity_of(net(), 1, "a"), *others}) == 4
+
+
+def test_a_file_that_grows_when_it_is_unpacked_is_not_used(tmp_path: Path) -> None:
+    torch.save(_STATE, tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(tmp_path / "bomb", "w", 8) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert read_torch(tmp_path / "plain")["stand"] == _STATE["stand"]
+    with pytest.raises(ValueError, match="larger unpacked"):
+        read_torch(tmp_path / "bomb")
+
+
+def test_a_file_of_absurd_size_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trial.pt"
+    save_checkpoint(path, "me", _STATE)
+    monkeypatch.setattr(checkpoint, "LARGEST_BYTES", path.stat().st_size - 1)
+    assert load_checkpoint(path, "me") is None
+    assert "at most" in caplog.text

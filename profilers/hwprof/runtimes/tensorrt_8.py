@@ -21,12 +21,11 @@ def older_onnx(path: Path) -> bytes:
     """
     try:
         import onnx
+
+        from hwprof.runtimes.onnx_file import read_onnx
     except ImportError as error:
         raise RuntimeMissingError(f"TensorRT 8 needs the package onnx beside it ({error}); pip install onnx") from error
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:  # of the package that parses it
-        raise MeasurementError(f"{path.name} is no ONNX file: {error}") from error
+    model = read_onnx(path)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if not node.op_type.startswith("Reduce") or node.op_type == "ReduceSum" or len(node.input) < 2:

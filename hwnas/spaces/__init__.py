@@ -15,6 +15,7 @@ SPACES = {
     "mobilenetv3": "hwnas.spaces.mobilenetv3:MobileNetV3Space",
     "nasbench201": "hwnas.spaces.nasbench201:NasBench201Space",
     "morph": "hwnas.spaces.morph:MorphSpace",
+    "resnet": "hwnas.spaces.resnet:ResNetSpace",
 }
 
 

@@ -23,6 +23,7 @@ from hwnas.graphs.ranges import measure_ranges
 from hwnas.space import SearchSpace, rows_of
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwnas.spaces.resnet import ResNetSpace
 from hwnas.testing.networks import randomise
 from hwprof.errors import TargetError
 from hwprof.target import Target
@@ -35,6 +36,8 @@ SPACES: tuple[SearchSpace, ...] = (
     MobileNetV3Space(resolutions=(27, 32), depths=(1, 2), num_classes=5, stage_widths=(16, 24), stage_strides=(2, 1),
                      se=(True, False), activations=("relu", "hardswish"), head_widths=(32, 48)),
     NasBench201Space(channels=8, cells=1, resolution=16, num_classes=5),
+    ResNetSpace(resolutions=(27, 32), base_depths=(1, 1), depths=(0, 1), stage_widths=(32, 64), stage_strides=(1, 2),
+                stem_widths=(8, 16), num_classes=5),
 )  # fmt: skip
 
 

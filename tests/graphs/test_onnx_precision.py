@@ -23,6 +23,7 @@ from hwnas.graphs.ranges import measure_ranges
 from hwnas.space import rows_of
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwnas.spaces.resnet import ResNetSpace
 
 FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 # Root mean square of the difference, relative to that of the output. Kernels for int8 on processors without VNNI
@@ -36,6 +37,10 @@ SPACES = (
         se=(False, True), activations=("relu", "hardswish"), head_widths=(32, 48),
     ),
     NasBench201Space(channels=8, cells=1, resolution=16, num_classes=5),
+    ResNetSpace(
+        resolutions=(33,), base_depths=(1, 1), depths=(0, 1), stage_widths=(32, 64), stage_strides=(1, 2),
+        stem_widths=(8, 16), num_classes=5,
+    ),
 )  # fmt: skip
 
 
@@ -120,7 +125,7 @@ def random_network(space_number: int, number: int) -> tuple[nn.Module, torch.Ten
 
 @pytest.mark.parametrize("precision", NETWORK)
 @pytest.mark.parametrize("number", range(4))
-@pytest.mark.parametrize("space", [0, 1], ids=["mobilenetv3", "nasbench201"])
+@pytest.mark.parametrize("space", range(3), ids=[space.name for space in SPACES])
 def test_random_networks(space, number, precision):
     net, images, graph = random_network(space, number)
     model = checked(onnx_model(graph, precision))

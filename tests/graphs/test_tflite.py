@@ -22,6 +22,7 @@ from hwnas.graphs.tflite import tflite_model
 from hwnas.graphs.tflite_quantise import int8_weights, range_scale
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwnas.spaces.resnet import ResNetSpace
 from hwnas.testing.networks import randomise
 from hwprof.runtimes.litert_kernels import operators
 from hwprof.target import Target
@@ -242,12 +243,16 @@ SPACES = {
         se=(False, True), activations=("relu", "hardswish"), head_widths=(32, 48),
     ),
     "nasbench201": NasBench201Space(channels=4, cells=1, resolution=12, num_classes=5),
+    "resnet": ResNetSpace(
+        resolutions=(33, 37), base_depths=(1, 1), depths=(0, 1), stage_widths=(32, 64), stage_strides=(1, 2),
+        stem_widths=(8, 16), num_classes=5,
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_networks_of_both_spaces(name, batch):
+def test_networks_of_every_space(name, batch):
     space = SPACES[name]
     for seed, arch in enumerate(space.sample(3, np.random.default_rng(batch))):
         torch.manual_seed(seed)

@@ -19,6 +19,7 @@ from hwnas.graphs.plain import Graph, Node, plain_graph
 from hwnas.graphs.torchgraph import write
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwnas.spaces.resnet import ResNetSpace
 from hwprof.client import AgentClient
 from hwprof.devices import make_device
 from hwprof.runtimes.torch_file import KINDS, read_graph_file
@@ -34,6 +35,10 @@ SPACES = {
         activations=("relu6", "silu"), head_widths=(32, 48), num_classes=5,
     ),
     "nasbench201": NasBench201Space(cells=1, resolution=16),
+    "resnet": ResNetSpace(
+        resolutions=(33,), base_depths=(1, 1), depths=(0, 1), stage_widths=(32, 64), stage_strides=(1, 2),
+        stem_widths=(8, 16), num_classes=5,
+    ),
 }  # fmt: skip
 
 

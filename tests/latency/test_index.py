@@ -9,10 +9,12 @@ from hwnas.latency import index as index_module
 from hwnas.latency.index import BlockIndex
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwnas.spaces.resnet import ResNetSpace
 
 SPACES = {
     "mobilenetv3": MobileNetV3Space(resolutions=(16, 24), depths=(1, 2), width_mults=(0.5, 1.0), num_classes=3),
     "nasbench201": NasBench201Space(channels=4, cells=2, resolution=8),
+    "resnet": ResNetSpace(resolutions=(16, 24), width_per_stage=True, width_mults=(0.5, 1.0), depths=(0, 1)),
 }
 
 

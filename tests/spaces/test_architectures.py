@@ -85,7 +85,7 @@ def test_spaces_by_name():
         make_space("nasbench201", {"zzz": 3})
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3", "nasbench201"])
+@pytest.mark.parametrize("name", ["mobilenetv3", "nasbench201", "resnet"])
 def test_neighbours_are_the_other_networks_one_slot_away(name):
     space = make_space(name, {})
     arch = space.check(space.sample(1, np.random.default_rng(0))[0])

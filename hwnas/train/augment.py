@@ -23,11 +23,16 @@ def draw_moves(kind: Augment, n: int, size: int, generator: torch.Generator) -> 
 
 
 def move(x: Tensor, moves: Tensor) -> Tensor:
-    """(n, channels, size, size) images moved by (n, 3) of `draw_moves`; the border pixels fill what comes in."""
+    """(n, channels, size, size) images moved by (n, 3) of `draw_moves`; the border pixels fill what comes in.
+
+    The result is in the memory format channels_last: whole pixels are copied, which is two to three times as fast.
+    """
     n, channels, size, _ = x.shape
     steps = torch.arange(size, device=x.device)
     rows = (steps - moves[:, :1]).clamp_(0, size - 1)
     columns = (steps - moves[:, 1:2]).clamp_(0, size - 1)
     columns = torch.where(moves[:, 2:] == 1, columns.flip(1), columns)
-    image, channel = torch.arange(n, device=x.device), torch.arange(channels, device=x.device)
-    return x[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    image = torch.arange(n, device=x.device)[:, None, None]
+    source = (image * size + rows[:, :, None]) * size + columns[:, None, :]
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    return pixels.index_select(0, source.flatten()).view(n, size, size, channels).permute(0, 3, 1, 2)

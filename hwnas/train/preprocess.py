@@ -43,5 +43,6 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float], size: int)
     `mean` and `std`, one value per channel, are those of pixels in [0, 1].
     """
     pixels = resize(x, size).float().div_(255)
-    statistics = torch.tensor([list(mean), list(std)], dtype=torch.float32, device=x.device)[:, :, None, None]
+    statistics = torch.tensor([list(mean), list(std)], dtype=torch.float32)[:, :, None, None]
+    statistics = statistics.to(x.device, non_blocking=True)  # to wait for a GPU in every batch would leave it idle
     return pixels.sub_(statistics[0]).div_(statistics[1])

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hwnas.errors import RecipeError
 from hwnas.recipe import TrainSection
-from hwnas.train import loop
+from hwnas.train import batches, loop
 from hwnas.train.data import ImageData, load_data
 from hwnas.train.device import TrainDevice, training_device
 from hwnas.train.isolation import repeatable_kernels
@@ -77,7 +77,7 @@ def imagined_gpu(few: ImageData, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         monkeypatch.setattr(Tensor, name, lambda self, value=value: value)
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # they are made there
     monkeypatch.setattr(loop, "own_random_state", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(loop, "seed_modules", lambda seed, device: None)
+    monkeypatch.setattr(batches, "seed_modules", lambda seed, device: None)
     monkeypatch.setattr(loop, "_mixed", lambda device: False)
     # no gradients and no fused step without numbers
     build = loop.build_optimizer
@@ -98,7 +98,7 @@ def test_every_tensor_of_a_training_is_on_its_device(
     resized_at_once: bool,
 ) -> None:
     if not resized_at_once:
-        monkeypatch.setattr(loop, "_RESIZED_BYTES", 0)
+        monkeypatch.setattr(batches, "RESIZED_BYTES", 0)
     with torch.device("cuda"):
         net = _net()
     seen: set[str] = set()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.errors import DataError, HwnasError, RecipeError
-from hwnas.train import loop
+from hwnas.train import batches, loop
 from hwnas.train.data import ImageData, load_data
 from hwnas.train.loop import TrainConfig, TrainingFailed, TrainResult, evaluate, train
 
@@ -171,7 +171,8 @@ def test_progress_tells_every_epoch(few: ImageData) -> None:
     calls: list[tuple[int, int, dict[str, float]]] = []
     _, result = _trained(few, progress=lambda *call: calls.append(call))
     assert [(epoch, planned) for epoch, planned, _ in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert all(metrics.keys() == {"train_loss", "valid_accuracy", "seconds"} for *_, metrics in calls)
+    names = {"train_loss", "valid_accuracy", "learning_rate", "images_per_second", "seconds", "seconds_left"}
+    assert all(metrics.keys() == names for *_, metrics in calls)
     assert calls[-1][2]["valid_accuracy"] == result.valid_accuracy
     assert calls[-1][2]["train_loss"] == result.train_loss < calls[0][2]["train_loss"]
 
@@ -194,13 +195,13 @@ def test_weights_that_are_not_finite_are_a_failure_even_if_the_loss_is(few: Imag
 
 
 class _Clock:
-    """Stands for the module `time`: every question takes a second."""
+    """Stands for the module `time`: every question takes half a second, and an epoch asks twice after it began."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def monotonic(self) -> float:
-        self.now += 1
+        self.now += 0.5
         return self.now
 
 
@@ -245,8 +246,8 @@ def test_a_time_limit_shorter_than_an_epoch_trains_one(few: ImageData) -> None:
     [(64, 64, [64]), (65, 64, [33, 32]), (3, 2, [3]), (129, 64, [43, 43, 43]), (5, 2, [3, 2]), (2, 64, [2])],
 )
 def test_no_batch_has_one_image(n: int, batch_size: int, expected: list[int]) -> None:
-    batches = torch.arange(n).tensor_split(loop._batches(n, batch_size))
-    assert [len(batch) for batch in batches] == expected
+    parts = torch.arange(n).tensor_split(batches.batch_count(n, batch_size))
+    assert [len(part) for part in parts] == expected
 
 
 def test_batch_normalisation_of_one_pixel_maps_survives_an_odd_image(few: ImageData) -> None:
@@ -262,7 +263,7 @@ def test_data_too_large_to_be_resized_at_once_trains_the_same(few: ImageData, mo
         return _weights(module)
 
     at_once = weights()
-    monkeypatch.setattr(loop, "_RESIZED_BYTES", 0)
+    monkeypatch.setattr(batches, "RESIZED_BYTES", 0)
     assert _same(weights(), at_once)
 
 
@@ -291,6 +292,9 @@ def test_a_network_that_does_not_fit_is_refused(digits: ImageData, module: nn.Mo
         {"warmup_epochs": -1},
         {"optimizer": "lion"},
         {"augment": "flip"},
+        {"mix": "blend"},
+        {"ema": 1.0},
+        {"ema": -0.1},
         {"max_seconds": 0.0},
         {"seed": -1},
     ],

@@ -108,7 +108,7 @@ class ResNetSpace(SearchSpace):
         # The slot that decides each of `_channels`.
         self._width_slots = range(1, 1 + len(names)) if config["width_per_stage"] else [1] * len(self._channels)
         self._active: list[tuple[int, IntMatrix]] = []  # by stage: depth slot, which blocks stand at each depth
-        # What stands at each position: its kind, and which one, in which stage.
+        # What stands at each position: its kind, which of the stem or which stage, and the layer in it.
         self._places: list[tuple[str, int, int]] = []
         positions: list[Position] = []
 

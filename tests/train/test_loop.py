@@ -80,7 +80,16 @@ def test_a_small_network_learns_digits(digits: ImageData) -> None:
     assert evaluate(module, digits.x_test, digits.y_test, digits.mean, digits.std, 8) == result.test_accuracy
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": "adamw"}, {"augment": "crop_flip"}, {"augment": "none"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw"},
+        {"augment": "crop_flip"},
+        {"augment": "none"},
+        {"augment": "randaugment", "ema": 0.95},
+        {"augment": "random_resized_crop", "mix": "mixup"},
+    ],
+)
 def test_every_way_to_train_learns(digits: ImageData, changes: dict[str, Any]) -> None:
     _, result = _trained(digits, TrainConfig(epochs=8, batch_size=32, **changes))
     assert result.test_accuracy > 60  # chance is 10
@@ -130,12 +139,15 @@ def _stop_after(epochs: int) -> Callable[[int, int, dict[str, float]], None]:
     return stop
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "how",
+    [{"optimizer": "sgd"}, {"optimizer": "adamw"}, {"ema": 0.9, "augment": "trivialaugment", "mix": "mixup_cutmix"}],
+)
 @pytest.mark.parametrize("epochs", [1, 3, 4])
 def test_a_killed_training_ends_with_the_weights_of_one_never_stopped(
-    few: ImageData, tmp_path: Path, epochs: int, optimizer: Any
+    few: ImageData, tmp_path: Path, epochs: int, how: dict[str, Any]
 ) -> None:
-    config = dataclasses.replace(_SHORT, optimizer=optimizer)
+    config = dataclasses.replace(_SHORT, **how)
     expected, result = _trained(few, config)
     with pytest.raises(KeyboardInterrupt):
         _trained(few, config, checkpoint=tmp_path / "trial.pt", progress=_stop_after(epochs))
@@ -175,6 +187,30 @@ def test_progress_tells_every_epoch(few: ImageData) -> None:
     assert all(metrics.keys() == names for *_, metrics in calls)
     assert calls[-1][2]["valid_accuracy"] == result.valid_accuracy
     assert calls[-1][2]["train_loss"] == result.train_loss < calls[0][2]["train_loss"]
+
+
+def test_speed_and_time_left_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch, few: ImageData) -> None:
+    monkeypatch.setattr(loop, "time", _Clock())  # an epoch takes a second, half of it for the scoring
+    told: list[dict[str, float]] = []
+    _trained(few, progress=lambda epoch, planned, facts: told.append(facts))
+    assert [facts["images_per_second"] for facts in told] == [97 / 0.5] * 4
+    assert [facts["seconds"] for facts in told] == [1, 2, 3, 4]
+    assert [facts["seconds_left"] for facts in told] == [3, 2, 1, 0]
+
+
+def test_a_log_has_every_epoch_once_though_the_training_was_killed(few: ImageData, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason='needs TensorBoard: pip install "hwnas[test]"')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options: dict[str, Any] = {"checkpoint": tmp_path / "trial.pt", "log_dir": tmp_path / "log"}
+    with pytest.raises(KeyboardInterrupt):
+        _trained(few, progress=_stop_after(2), **options)
+    _, result = _trained(few, **options)
+    events = EventAccumulator(str(tmp_path / "log"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("valid_accuracy")] == [1, 2, 3, 4]
+    assert events.Scalars("train_loss")[-1].value == pytest.approx(result.train_loss)
+    assert set(events.Tags()["scalars"]) >= {"learning_rate", "images_per_second"}
 
 
 def test_a_diverged_training_says_when(few: ImageData, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hwnas import __version__
-from hwnas.errors import PredictorError
+from hwnas.carding import card_of, predicted_interval
 from hwnas.export.native import is_native, native_name
 from hwnas.export.verify import Verification
 from hwnas.latency.measure import Measured
@@ -20,10 +20,11 @@ from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummar
 from hwnas.run import Run, score_objectives, score_study, train_study
 from hwnas.scored import ranked, scores_of, without_vote
 from hwnas.search.study import recorded
-from hwnas.space import Arch, IntMatrix, format_arch, parse_arch
+from hwnas.space import Arch, format_arch, parse_arch
 from hwprof.files import write_atomic
 
-CONFIDENCE = 0.9
+# Of the interval of a measurement, 1.96 standard errors to each side.
+MEASURED_CONFIDENCE = 0.95
 
 
 def onnx_file(run: Run, arch: Arch) -> Path:
@@ -41,7 +42,7 @@ def exported_file(run: Run, arch: Arch) -> Path:
 def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured | str) -> NetworkRow:
     """The report's row of an exported network; `measured` may be the reason why it was not."""
     matrix = np.array([arch])
-    low_ms, high_ms = _interval(run, matrix)
+    low_ms, high_ms = predicted_interval(run, matrix)
     trial = recorded(train_study(run))[arch]
     refused = measured if isinstance(measured, str) else measured.refused
     found = None if isinstance(measured, str) or measured.refused else measured
@@ -69,42 +70,26 @@ def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured
     )
 
 
-def _interval(run: Run, matrix: IntMatrix) -> tuple[float, float] | tuple[None, None]:
-    """(1, slots) -> the bounds of the prediction in ms; none under a table without networks to calibrate them."""
-    try:
-        low, high = run.predictor.interval_ms(matrix, CONFIDENCE)
-    except PredictorError:
-        return None, None
-    return float(low[0]), float(high[0])
+def network_card(run: Run, arch: Arch, profiled: Mapping[int, float] | None = None) -> dict[str, Any]:
+    """What a stranger needs to use a network's file, to know where it comes from and to train it again (hwnas.card).
+
+    `profiled`: position -> ms of its blocks, measured in this network; else they are the latency table's.
+    """
+    return card_of(run, arch, profiled).facts()
 
 
-def model_card(run: Run, row: NetworkRow, verified: Verification) -> dict[str, Any]:
-    """What a stranger needs to run the file and to know where it comes from."""
-    data = run.data
+def model_card(
+    run: Run, row: NetworkRow, verified: Verification, profiled: Mapping[int, float] | None = None
+) -> dict[str, Any]:
+    """The card of a file that was measured on the run's target."""
     return {
-        "version": __version__,
-        "name": row.name,
-        "space": {"name": run.space.name, **run.space.config},
-        "arch": row.arch,
-        "choice": row.choice,
-        "target": {**asdict(run.target), **run.table.fingerprint},
+        **network_card(run, parse_arch(row.arch), profiled),
         "accuracy_percent": row.accuracy,
-        "valid_accuracy_percent": row.valid_accuracy,
-        "predicted_ms": row.predicted_ms,
-        "predicted_interval_ms": [row.predicted_low_ms, row.predicted_high_ms],
-        "measured_ms": row.measured_ms,
-        "not_measured": row.refused,
         "max_logit_difference": verified.max_difference,
-        "macs": row.macs,
-        "params": row.params,
-        "data": data.name,
-        "classes": list(data.class_names),
-        "input": {
-            "shape": ["batch", *run.space.input_shape(parse_arch(row.arch))],
-            "scale": "pixels / 255, then (x - mean) / std per channel",
-            "mean": list(data.mean),
-            "std": list(data.std),
-        },
+        "measured_ms": row.measured_ms,
+        "measured_interval_ms": [row.measured_low_ms, row.measured_high_ms],
+        "measured_confidence": MEASURED_CONFIDENCE,
+        "not_measured": row.refused,
     }
 
 

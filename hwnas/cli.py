@@ -23,7 +23,7 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from rich.text import Text
 
-from hwnas import __version__, listing_commands, score_command, table_commands, transfer_command
+from hwnas import __version__, export_command, listing_commands, score_command, table_commands, transfer_command
 from hwnas.errors import HwnasError
 from hwprof.errors import HwprofError
 
@@ -259,14 +259,39 @@ def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
     out.print(f"next, to train some of them: hwnas search {recipe}", soft_wrap=True)
 
 
-@app.command(epilog="Example: hwnas export pipelines/quickstart.toml")
-def export(recipe: RecipePath, as_json: Json = False) -> None:
-    """Export the front of a finished search as ONNX, check the files and measure them again on the target."""
-    from hwnas.exporting import export_stage
+@app.command(epilog=export_command.EXPORT_EXAMPLE)
+def export(
+    run: export_command.RunPath,
+    target: export_command.TargetText = None,
+    formats: export_command.Formats = None,
+    precision: export_command.Precisions = None,
+    normalise: export_command.Normalise = "outside",
+    network: export_command.Networks = None,
+    output: export_command.Output = None,
+    as_json: Json = False,
+) -> None:
+    """Export the front of a finished search, check the files and measure them again on the target.
 
-    with _run(recipe) as run:
-        summary = export_stage(run)
-    _print_summary(summary, run.folder, as_json)
+    With --format or --target: in those formats, each file checked, in a folder with its card and an example to run it.
+    """
+    wanted = export_command.wanted_of(target, formats, precision, normalise, network, output)
+    with _run(export_command.recipe_of(run)) as current:
+        if run.is_dir():
+            current.folder = run
+        if wanted is None:
+            from hwnas.exporting import export_stage
+
+            summary = export_stage(current)
+        else:
+            from hwnas.shipping import ship_networks
+
+            cards = ship_networks(current, wanted)
+    if wanted is None:
+        _print_summary(summary, current.folder, as_json)
+    elif as_json:
+        _print_json(cards)
+    else:
+        export_command.show(cards)
 
 
 @app.command(epilog="Example: hwnas run pipelines/quickstart.toml")

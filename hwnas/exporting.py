@@ -6,7 +6,7 @@ it lies beside, and that one is checked on the target and measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from hwnas.errors import PredictorError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.native import CALIBRATION, is_native, verify_native, write_native
 from hwnas.export.onnx import export_onnx, write_onnx
-from hwnas.export.verify import Verification, verify_onnx
+from hwnas.export.verify import Verification, batches_of, verify_onnx
 from hwnas.latency.measure import Measured, measure_files
 from hwnas.report.summary import RunSummary
 from hwnas.results import drift_warnings, exported_file, model_card, network_row, onnx_file, write_summary
@@ -78,7 +78,8 @@ def _export(run: Run, arch: Arch) -> tuple[Any, Verification]:
         file = exported_file(run, arch)
         calibration = _images(run, run.data.x_train[:CALIBRATION], shape[1])
         write_native(module, shape, run.target, calibration, file)
-    return model, verify_onnx(onnx_file(run, arch), module, _test_batches(run, shape[1]))
+    batches = batches_of(lambda part: _images(run, run.data.x_test[part], shape[1]), run.data.y_test)
+    return model, verify_onnx(onnx_file(run, arch), module, batches)
 
 
 def _check_on_device(run: Run, front: Sequence[Arch]) -> dict[Arch, Verification]:
@@ -110,9 +111,3 @@ def _partly_checked(run: Run, verified: dict[Arch, Verification]) -> list[str]:
 
 def _images(run: Run, pixels: Tensor, size: int) -> Tensor:
     return normalise(pixels, run.data.mean, run.data.std, size).contiguous()
-
-
-def _test_batches(run: Run, size: int, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    data = run.data
-    for start in range(0, len(data.x_test), batch):
-        yield _images(run, data.x_test[start : start + batch], size), data.y_test[start : start + batch]

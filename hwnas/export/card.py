@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,19 @@ def metadata_of(card: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def write_card(card: Mapping[str, Any], file: Path) -> Path:
-    """Write FILE.json beside an exported file, with the file's size and SHA-256; the path written."""
-    data = file.read_bytes()
-    facts = {**card, "file": file.name, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+def write_card(card: Mapping[str, Any], file: Path, beside: Sequence[Path] = ()) -> Path:
+    """Write FILE.json beside an exported file, with its size and SHA-256, and those of files that belong to it.
+
+    The path written.
+    """
+    facts = {**card, **_digest(file)}
+    if beside:
+        facts["beside"] = [_digest(other) for other in beside]
     path = file.with_name(file.name + ".json")
     write_atomic(path, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def _digest(file: Path) -> dict[str, Any]:
+    data = file.read_bytes()
+    return {"file": file.name, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -106,7 +106,7 @@ def test_only_whole_batches_travel_and_no_more_than_a_device_can_take(monkeypatc
     bytes_each = 4 * 3 * 8 * 8
     monkeypatch.setattr(native, "ALL_BYTES", 9 * bytes_each)
     monkeypatch.setattr(native, "CHUNK_BYTES", 4 * bytes_each)
-    monkeypatch.setattr(native, "TOLERANCE", {})
+    monkeypatch.setattr("hwnas.export.verify.TOLERANCE", {})
     client = Answers(np.zeros((3, 4)))
     images = torch.randn(20, *SHAPE)
     found = verify_native(client, Path("net"), network(), Target(batch=3), images.__getitem__, torch.zeros(20))  # type: ignore[arg-type]

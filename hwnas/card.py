@@ -26,7 +26,8 @@ MOST_ANCESTORS = 1000
 PROFILED = "profiled"
 
 OPEN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+ArchText = Annotated[str, Field(pattern=r"^[0-9]{1,6}(-[0-9]{1,6})*$", max_length=10_000)]
 Milliseconds = Annotated[float, Field(gt=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Interval = tuple[float | None, float | None]
@@ -66,7 +67,7 @@ class Layer:
 class Ancestor:
     """A network that weights were inherited from: its architecture, and its validation accuracy in percent."""
 
-    arch: str
+    arch: ArchText
     valid_accuracy_percent: Percent | None
     inherited: str | None
 
@@ -118,7 +119,7 @@ class Card:
     run: str
     created: str
     space: Facts
-    arch: str
+    arch: ArchText
     choice: dict[str, Option]
     target: dict[str, Option]
     valid_accuracy_percent: Percent
@@ -173,9 +174,19 @@ class Card:
 def read_card(path: Path) -> Card:
     """Read the card beside an exported file. Raises RunError if it is not one."""
     try:
-        if (size := path.stat().st_size) > LARGEST_BYTES:
-            raise RunError(f"{path} has {size} bytes, which is no card: at most {LARGEST_BYTES} are read")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_BYTES + 1)
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is not a card: {error}; cards are beside exported files, as FILE.json") from error
-    return Card.from_json(text, str(path))
+    if len(content) > LARGEST_BYTES:
+        raise RunError(f"{path} is no card: it is longer than {LARGEST_BYTES} bytes")
+    try:
+        return Card.from_json(text, str(path))
+    except RunError as error:
+        raise RunError(printable(str(error))) from None
+
+
+def printable(text: str) -> str:
+    """Text of a stranger as a terminal may show it: what would move its cursor or colour it is escaped."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from hwnas.card import Layer
-from hwnas.report.markup import Markup, join, tag
+from hwnas.report.markup import Markup, tag
 from hwnas.report.wording import NOTHING, count, share, significant
 
 COLUMNS = (
@@ -89,20 +89,13 @@ def _rows(layers: Sequence[Layer]) -> Iterator[Markup]:
             "tr",
             tag("td", str(number), class_="number"),
             tag("td", layer.position, *(tag("small", note) for note in notes)),
-            tag("td", join(Markup("<br>") if part is None else part for part in _lines(layer.inputs))),
+            tag("td", *(tag("div", shape(one)) for one in layer.inputs)),
             tag("td", shape(layer.output)),
             tag("td", count(layer.macs), class_="number"),
             tag("td", count(layer.params), class_="number"),
             tag("td", significant(layer.ms) if layer.ms else NOTHING, class_="number"),
             _bar(layer),
         )
-
-
-def _lines(shapes: Sequence[Sequence[int]]) -> Iterator[str | None]:
-    for number, one in enumerate(shapes):
-        if number:
-            yield None
-        yield shape(one)
 
 
 def _bar(layer: Layer) -> Markup:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
+from hwnas.report.markup import visible
 from hwnas.report.summary import RunSummary
 from hwnas.report.validation_wording import explains, systematic_text, validation_facts, worst_text
 from hwnas.report.wording import NOTHING, share, significant
@@ -27,13 +28,18 @@ def front_table(summary: RunSummary) -> Table:
         measured = Text(significant(row.measured_ms), style="bold red" if row.within_limit is False else "bold")
         error = NOTHING if row.error is None else share(row.error, sign=True).removesuffix(" %")
         table.add_row(
-            Text(row.name), f"{row.accuracy:.1f}", significant(row.predicted_ms), measured, error, Text(row.file)
+            _text(row.name),
+            f"{row.accuracy:.1f}",
+            significant(row.predicted_ms),
+            measured,
+            error,
+            _text(row.file),
         )
     notes = [f"{row.name} over the limit" for row in summary.networks if row.within_limit is False]
     notes += [f"{row.name} not measured: {row.refused}" for row in summary.networks if row.refused]
     if not summary.networks:
         notes = ["no network on the front"]
-    table.caption = Text("\n".join(notes)) if notes else None
+    table.caption = _text("\n".join(notes)) if notes else None
     return table
 
 
@@ -43,24 +49,29 @@ def validation_table(result: TableValidation) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for what, value in validation_facts(result):
-        table.add_row(Text(what), Text(value))
+        table.add_row(_text(what), _text(value))
     return table
 
 
 def validation_notes(result: TableValidation) -> Iterator[str]:
     """What the terminal says below the numbers: the worst networks, their blocks, what is off systematically."""
     for worst in result.worst:
-        yield f"{worst.arch}: {worst_text(worst)}"
+        yield visible(f"{worst.arch}: {worst_text(worst)}")
         for block in worst.blocks[:LISTED] if explains(worst) else ():
             estimated = " (estimated)" if block.origin == "estimated" else ""
             much = "much" if block.excess_ms > 0 else "little"
-            yield (
+            yield visible(
                 f"    {significant(abs(block.excess_ms))} ms too {much}, {share(block.share)} of the error: "
                 f"{block.position} {block.key}{estimated}"
             )
     if not result.worst and result.agreement is not None:
         yield "no network's error is beyond the noise"
     for found in result.systematic:
-        yield systematic_text(found)
+        yield visible(systematic_text(found))
     if not result.systematic and result.agreement is not None:
         yield "no block and no option is off systematically, as far as these networks tell"
+
+
+def _text(text: str) -> Text:
+    """The text as it is, never read as rich markup nor obeyed by the terminal."""
+    return Text(visible(text))

@@ -16,6 +16,7 @@ from hwnas.errors import InfeasibleError, RunError
 from hwnas.graphs import write_arch
 from hwnas.latency.measure import measure_files
 from hwnas.run import Run
+from hwnas.saved import numbers_from_text
 from hwnas.space import Arch, format_arch, parse_arch
 from hwprof.errors import HwprofError
 from hwprof.files import write_atomic
@@ -24,6 +25,7 @@ from hwprof.lock import Lock
 # When so many networks in a row were measured, and all were above the limit, the predictions are not to be trusted.
 HOPELESS = 25
 _LOCK_SECONDS = 60.0
+_ANEW = "delete it, its networks are then measured again"
 
 
 def above_limit(run: Run, archs: Sequence[Arch], *, measure: bool = True) -> dict[Arch, float]:
@@ -79,8 +81,9 @@ def _measure(run: Run, archs: Sequence[Arch]) -> dict[Arch, float | None]:
 
 def _read(path: Path) -> dict[Arch, float | None]:
     try:
-        return {parse_arch(name): ms for name, ms in json.loads(path.read_text(encoding="utf-8")).items()}
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete it, its networks are then measured again") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged ({error}); {_ANEW}") from error
+    return {parse_arch(name): ms for name, ms in numbers_from_text(text, RunError, str(path), _ANEW).items()}

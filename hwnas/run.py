@@ -29,6 +29,7 @@ from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import TablePredictor
 from hwnas.progress import Progress, silent
 from hwnas.recipe import Recipe, changed_keys, parse_recipe
+from hwnas.saved import numbers_from_text
 from hwnas.search.problem import FloatVector, Objective
 from hwnas.search.samplers import make_sampler
 from hwnas.search.storage import shared_name
@@ -191,13 +192,15 @@ class Run:
 
     def seconds(self) -> dict[str, float]:
         """Wall seconds spent so far, by stage."""
-        path = self.folder / "seconds.json"
+        path, advice = self.folder / "seconds.json", "delete it, it only holds the seconds spent so far"
         try:
-            return {str(stage): float(spent) for stage, spent in json.loads(path.read_text()).items()}
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise RunError(f"{path} is damaged ({error}); delete it, it only holds the seconds spent so far") from error
+        except UnicodeDecodeError as error:
+            raise RunError(f"{path} is damaged ({error}); {advice}") from error
+        found = numbers_from_text(text, RunError, str(path), advice)
+        return {stage: spent for stage, spent in found.items() if spent is not None}
 
 
 def move_aside(path: Path) -> Path:

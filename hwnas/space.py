@@ -203,8 +203,8 @@ def format_arch(arch: Iterable[int]) -> str:
 
 def parse_arch(text: str) -> Arch:
     """The inverse of `format_arch`. Raises SpaceError on anything else."""
-    if not re.fullmatch("[0-9]+(-[0-9]+)*", text):
-        raise SpaceError(f"an architecture is written like 0-2-1, got {text!r}")
+    if not isinstance(text, str) or not re.fullmatch("[0-9]{1,9}(-[0-9]{1,9})*", text):
+        raise SpaceError(f"an architecture is written like 0-2-1, got {str(text)[:200]!r}")
     return tuple(int(part) for part in text.split("-"))
 
 

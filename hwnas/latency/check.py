@@ -117,5 +117,6 @@ def reanchored(table: LatencyTable, check: Check) -> LatencyTable:
         "networks": check.networks,
     }
     scaled = table.scaled(check.factor)
-    history = [*table.provenance.get("checks", []), entry]
+    before = table.provenance.get("checks")
+    history = [*(before if isinstance(before, list) else []), entry]
     return replace(scaled, provenance={**table.provenance, "checks": history})

@@ -38,6 +38,7 @@ FloatVector = NDArray[np.float64]
 POOL = 2000
 # Where the source tables are looked up again, and what of the provenance says that a table is of this kind.
 TRANSFER = "transfer"
+_AGAIN = "run: hwnas transfer RECIPE"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class TransferPredictor:
         if not table.models:
             raise PredictorError("no network was measured on the new device; measure some, see: hwnas transfer --help")
         measured = [space.check(parse_arch(model.name)) for model in table.models]
-        prior = learn(space, sources, int(table.provenance[TRANSFER]["seed"]), measured)
+        prior = learn(space, sources, _origin(table).seed, measured)
         self._model: TransferModel = fit_transfer(prior, _rows(prior, measured), [model.ms for model in table.models])
 
     def predict_ms(self, archs: IntMatrix) -> FloatVector:
@@ -141,11 +142,34 @@ def make_predictor(space: SearchSpace, table: LatencyTable, folder: Path) -> Tab
     if TRANSFER not in table.provenance:
         return TablePredictor(space, table)
     paths = []
-    for source in table.provenance[TRANSFER]["sources"]:
-        paths.append(folder / source["path"])
-        if paths[-1].exists() and _digest(paths[-1]) != source["sha256"]:
+    for relative, sha256 in _origin(table).sources:
+        paths.append(folder / relative)
+        if paths[-1].is_file() and _digest(paths[-1]) != sha256:
             raise TableError(f"the source table {paths[-1]} has changed since the transfer; run: hwnas transfer RECIPE")
     return TransferPredictor(space, table, read_sources(space, paths))
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a transfer is made again from: `sources` are relative paths and SHA-256 of tables."""
+
+    seed: int
+    sources: tuple[tuple[str, str], ...]
+
+
+def _origin(table: LatencyTable) -> _Origin:
+    """Where the table's provenance says that a transfer is from. Raises TableError if it does not say it."""
+    said = table.provenance[TRANSFER]
+    try:
+        seed, sources = said["seed"], tuple((source["path"], source["sha256"]) for source in said["sources"])
+    except (TypeError, KeyError) as error:
+        raise TableError(f"the latency table lacks a part of its transfer ({error!r}); {_AGAIN}") from error
+    for path, _ in sources:
+        if not isinstance(path, str) or "\0" in path or Path(path).is_absolute():
+            raise TableError(f"the latency table names the source {str(path)[:100]!r}, no relative path; {_AGAIN}")
+    if type(seed) is not int or seed < 0:
+        raise TableError(f"the latency table's transfer has the seed {str(seed)[:100]!r}, no whole number; {_AGAIN}")
+    return _Origin(seed, sources)
 
 
 def transfer_table(
@@ -188,19 +212,24 @@ def dump_times(networks: Sequence[tuple[Arch, str, float | None]]) -> str:
 
 def read_times(space: SearchSpace, text: str, source: str) -> list[tuple[Arch, str, float | None]]:
     """The networks of such a CSV, with ms where filled in. Raises PredictorError naming the line and the value."""
-    lines = list(csv.reader(io.StringIO(text.lstrip("\ufeff"))))
+    try:
+        lines = list(csv.reader(io.StringIO(text.lstrip("\ufeff"))))
+    except csv.Error as error:
+        raise PredictorError(f"{source} is no CSV: {error}; write it anew with: hwnas transfer RECIPE") from error
     if not lines or tuple(lines[0]) != COLUMNS:
         got = ",".join(lines[0]) if lines else "nothing"
         raise PredictorError(f"{source} must begin with the line {','.join(COLUMNS)}, got {got}")
     found: list[tuple[Arch, str, float | None]] = []
+    seen: set[Arch] = set()
     for number, line in enumerate(lines[1:], start=2):
         if not line:
             continue
         if len(line) != len(COLUMNS):
             raise PredictorError(f"{source}, line {number}: {len(line)} values, must be {', '.join(COLUMNS)}")
         arch = space.check(parse_arch(line[0]))
-        if arch in [known for known, _, _ in found]:
+        if arch in seen:
             raise PredictorError(f"{source}, line {number}: {line[0]} stands there twice; keep one line of it")
+        seen.add(arch)
         found.append((arch, line[1], _milliseconds(line[2], f"{source}, line {number}")))
     return found
 

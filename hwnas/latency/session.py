@@ -15,6 +15,7 @@ from hwnas.latency.measure import split_evenly
 from hwnas.latency.selection import SweepConfig
 from hwnas.progress import Progress
 from hwnas.space import Arch, SearchSpace, format_arch, parse_arch
+from hwprof.answers import Nonsense, read_recorded
 from hwprof.devices import Device
 from hwprof.farm import Farm, Files, Job
 from hwprof.journal import Journal, Record
@@ -63,6 +64,7 @@ class Session:
                     "fingerprint": self.farm.fingerprint,
                     "config": asdict(self._config),
                 },
+                check,
             )
             stack.callback(self.journal.close)
             self._anchor_files = {
@@ -138,6 +140,14 @@ class Session:
             }, self._anchor_files
 
         return files
+
+
+def check(record: Record) -> None:
+    """Raise Nonsense unless the record is a measured group of a phase."""
+    for name in ("phase", "device"):
+        if not isinstance(record.get(name), str):
+            raise Nonsense(f"its {name} is {str(record.get(name))[:100]!r}")
+    read_recorded(record)
 
 
 def anchor_name(arch: Arch) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from hwnas.errors import PredictorError
 from hwnas.graphs import write_arch
@@ -17,13 +21,14 @@ from hwnas.progress import Progress
 from hwnas.space import SearchSpace, format_arch, parse_arch
 from hwnas.validation import NetworkResult
 from hwprof.devices import Device
-from hwprof.errors import DeviceError
+from hwprof.errors import DeviceError, TableError
 from hwprof.journal import Journal, Record
 from hwprof.table import LatencyTable, dump_table
 from hwprof.target import Plan
 
 FIRST, AGAIN, NODES = "unseen networks", "second session", "worst networks, block by block"
 JOURNAL = "validation.journal"
+_RECORDED = ConfigDict(strict=True, extra="forbid")  # a refused measurement may be infinite
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,34 @@ class ValidateConfig:
         for name, least in (("networks", 1), ("seed", 0), ("worst", 0)):
             if getattr(self, name) < least:
                 raise PredictorError(f"{name} of a validation must be at least {least}, got {getattr(self, name)}")
+
+
+@with_config(_RECORDED)
+@dataclass(frozen=True)
+class _Measurements:
+    """A record of a phase that measured networks."""
+
+    phase: Literal["unseen networks", "second session"]
+    seconds: float
+    measured: tuple[Measured, ...]
+
+
+@with_config(_RECORDED)
+@dataclass(frozen=True)
+class _Profiles:
+    """The record of networks profiled by position, or why there is none."""
+
+    phase: Literal["worst networks, block by block"]
+    seconds: float
+    profiled: dict[str, dict[int, float] | str]
+
+
+_RECORDS: TypeAdapter[_Measurements | _Profiles] = TypeAdapter(_Measurements | _Profiles)
+
+
+def check(record: Record) -> None:
+    """Raise ValueError unless the record is one of this journal."""
+    _RECORDS.validate_json(json.dumps(record))
 
 
 class Session:
@@ -60,7 +93,7 @@ class Session:
             "table": hashlib.sha256(dump_table(table).encode()).hexdigest(),
             "config": asdict(config),
         }
-        self.journal = Journal(folder / JOURNAL, header)
+        self.journal = Journal(folder / JOURNAL, header, check)
 
     def __enter__(self) -> Session:
         return self
@@ -126,8 +159,10 @@ class Session:
             profiled = {format_arch(arch): found for arch, found in times.items()}
             self.journal.append({"phase": NODES, "seconds": time.perf_counter() - begin, "profiled": profiled})
             self.progress(NODES, len(names), len(names))
-        (record,) = self.records(NODES)
+        profiled = self.records(NODES)[0]["profiled"]
+        if missing := set(names) - set(profiled):
+            raise TableError(f"{self.journal.path} lacks the profile of {min(missing)}; delete it to measure anew")
         return {
             name: found if isinstance(found, str) else {int(position): ms for position, ms in found.items()}
-            for name, found in record["profiled"].items()
+            for name, found in profiled.items()
         }

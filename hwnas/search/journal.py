@@ -36,8 +36,12 @@ def open_journal(path: Path) -> JournalStorage:
         backend = _Backend(path)
         backend.drop_torn_tail()
         return JournalStorage(backend)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is not an intact Optuna journal: {error}; restore it or move it away") from error
+    except OSError:
+        raise
+    except Exception as error:  # Optuna replays the lines, and looks at nothing before it uses it
+        raise RunError(
+            f"{path} is not an intact Optuna journal: {type(error).__name__}: {error}; restore it or move it away"
+        ) from error
 
 
 class _Backend(JournalFileBackend):

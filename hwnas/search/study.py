@@ -6,6 +6,7 @@ every sampler and every plot of Optuna understands them.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def open_study(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(labels)
-    found = list(zip(study.metric_names or [], (d.name.lower() for d in study.directions), strict=False))
+    names = study.metric_names if isinstance(study.metric_names, list) else []
+    found = list(zip(names, (d.name.lower() for d in study.directions), strict=False))
     if found != list(zip(labels, directions, strict=True)):
         raise RunError(
             f"study {name!r} in {shown(place)} was made for {_listed(found)}; asked for "
@@ -107,8 +109,19 @@ def recorded(study: optuna.Study) -> dict[Arch, FrozenTrial]:
     found: dict[Arch, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         if ARCH in trial.user_attrs:
+            if not _are_values(trial.values, len(study.directions)):
+                raise RunError(
+                    f"trial {trial.number} of study {study.study_name!r} has values {trial.values}, not a finite one "
+                    "for each objective; restore the journal or move it away"
+                )
             found.setdefault(parse_arch(trial.user_attrs[ARCH]), trial)
     return found
+
+
+def _are_values(values: Any, count: int) -> bool:
+    """Whether values, which a journal may hold as anything, are finite numbers, one for each objective."""
+    numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+    return numbers and len(values) == count and all(abs(value) <= sys.float_info.max for value in values)
 
 
 def failed(study: optuna.Study) -> dict[Arch, str]:
@@ -117,7 +130,7 @@ def failed(study: optuna.Study) -> dict[Arch, str]:
     reasons = {
         parse_arch(trial.user_attrs[ARCH]): str(trial.user_attrs[REASON])
         for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        if REASON in trial.user_attrs
+        if {REASON, ARCH} <= trial.user_attrs.keys()
     }
     return {arch: reason for arch, reason in reasons.items() if arch not in done}
 

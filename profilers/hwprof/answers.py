@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -157,6 +158,16 @@ def read_group(message: Message, results: tuple[Result, ...], anchors: Collectio
     return group
 
 
+def read_recorded(record: Message) -> Group:
+    """A group as a journal keeps it: its fields, with its results among them."""
+    results = _tuple(record.get("results"), lambda result: _dictionary(result, lambda field: field))
+    names = [_text(result.get("name")) for result in results]
+    _require(len(set(names)) == len(names), "a model is there twice")
+    read = tuple(read_result(result, [name]) for result, name in zip(results, names, strict=True))
+    anchors = record.get("anchors")
+    return read_group(record, read, anchors if isinstance(anchors, dict) else ())
+
+
 def read_outputs(message: Message) -> list[Output]:
     """The arrays that a model computed."""
     _require_event(message, "outputs")
@@ -171,7 +182,8 @@ def plain(text: str, most: int = MAX_TEXT) -> str:
 def _number(value: object, least: float = -MAX_NUMBER, most: float = MAX_NUMBER, *, whole: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise Nonsense(f"{str(value)[:100]!r} is not a {'whole ' if whole else ''}number")
-    _require(least <= value <= most, f"{value} is not between {least:g} and {most:g}")
+    finite = abs(value) <= sys.float_info.max or value == math.inf  # a whole number can be too large to be a float
+    _require(finite and least <= value <= most, f"{str(value)[:100]} is not between {least:g} and {most:g}")
     return float(value)
 
 

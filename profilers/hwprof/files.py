@@ -1,4 +1,4 @@
-"""Writing that a kill or a full disk cannot leave half done, and which files belong together."""
+"""Reading that has a bound, writing that a kill or a full disk cannot leave half done, which files belong together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from pathlib import Path
 
 # Formats whose weights are in a second file of the same stem, with the suffix ".bin".
 COMPANIONED = (".param", ".xml")
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """The content of a file. Raises ValueError if it is longer or a device, OSError if it cannot be read."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a device never ends, a pipe waits
+        raise ValueError("it is a device or a pipe, not a file")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"it is longer than {most_bytes} bytes, as no such file is")
+    return content
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -40,9 +40,15 @@ def merge_tables(
     merged = tables[0]
     for number in range(1, len(tables)):
         before = " + ".join(names[:number])
-        scale = _scale(merged, tables[number], before, names[number])
+        try:
+            scale = _scale(merged, tables[number], before, names[number])
+            merged = _merge(merged, tables[number].scaled(scale), before, names[number], prefer)
+        except ArithmeticError as error:
+            raise TableError(
+                f"times of {before} and {names[number]} are too large or too small to compute with ({error}); "
+                "profile the one with absurd times again"
+            ) from error
         history[number]["scale"] = scale
-        merged = _merge(merged, tables[number].scaled(scale), before, names[number], prefer)
     provenance: dict[str, Any] = {"merged": history, "prefer": prefer}
     spaces = [table.provenance.get("space") for table in tables]
     if spaces[0] is not None and all(space == spaces[0] for space in spaces):

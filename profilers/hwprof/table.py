@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprof.errors import TableError, TargetError
-from hwprof.files import write_atomic
+from hwprof.files import read_bounded, write_atomic
 from hwprof.target import Target, target_from_json, to_json
 
 SCHEMA = "hwprof-latency-table"
@@ -26,6 +27,12 @@ READABLE = (1, 2)  # version 1 had no fusion_ms
 ROLES = ("anchor", "fit", "held-out")
 ORIGINS = ("measured", "estimated", "imported")
 LARGEST = sys.float_info.max
+LARGEST_BYTES = 64 * 2**20  # some hundred times what tables have
+LONGEST_NAME = 1000
+
+
+# What a terminal or a page would not show but do; a name is shown in both. Also half a character (a surrogate).
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def _sealed(body: str) -> str:
 def read_table(path: Path) -> LatencyTable:
     """Read a table. Raises TableError, saying what is wrong and what to do, if it is not one that can be trusted."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, LARGEST_BYTES).decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         raise TableError(f"there is no latency table at {path}; make one with: hwnas profile RECIPE.toml") from None
     except (OSError, ValueError) as error:  # no text, or no path at all
@@ -254,6 +261,15 @@ def _check_values(table: LatencyTable, source: str) -> None:
         json.dumps(table.provenance, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise TableError(f"{source}: provenance must be plain finite values ({error}); profile again") from error
+    names = [model.name for model in table.models]
+    _check_names("target", [str(value) for value in to_json(table.target).values()], source)
+    _check_names("fingerprint", [*table.fingerprint, *table.fingerprint.values()], source)
+    _check_names("rows", table.rows, source)
+    _check_names("fusion_ms", table.fusion_ms, source)
+    _check_names("models", names, source)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TableError(f"{source} holds the model {twice!r} twice; profile again, or delete one of them")
     positive: dict[str, Any] = {}
     counted: dict[str, Any] = {}
     for key, row in table.rows.items():
@@ -263,16 +279,12 @@ def _check_values(table: LatencyTable, source: str) -> None:
         counted |= {f"rows[{key!r}].spread": row.spread, f"rows[{key!r}].count": row.count}
         if row.origin not in ORIGINS:
             raise TableError(f"{source}: rows[{key!r}].origin is {row.origin!r}, must be {', '.join(ORIGINS)}")
-    names = [model.name for model in table.models]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise TableError(f"{source} holds the model {name!r} twice; profile again, or delete one of them")
     for model in table.models:
         positive[f"models[{model.name!r}].ms"] = model.ms
         counted[f"models[{model.name!r}].spread"] = model.spread
         if model.again_ms is not None:
             positive[f"models[{model.name!r}].again_ms"] = model.again_ms
-        if not isinstance(model.name, str) or model.role not in ROLES:
+        if model.role not in ROLES:
             raise TableError(f"{source}: models[{model.name!r}].role is {model.role!r}, must be {', '.join(ROLES)}")
     if table.validation is not None:
         counted |= {f"validation.{name}": value for name, value in asdict(table.validation).items()}
@@ -286,3 +298,12 @@ def _check_values(table: LatencyTable, source: str) -> None:
             # Compared, not converted: a whole number can be too large for a float.
             if not number or not max(least, -LARGEST) <= value <= LARGEST:
                 raise TableError(f"{source}: {name} is {value!r}, must be {expected}; profile again")
+
+
+def _check_names(where: str, names: Iterable[Any], source: str) -> None:
+    for name in names:
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or _CONTROL.search(name):
+            raise TableError(
+                f"{source}: {where} has the name {str(name)[:60]!r}, must be at most {LONGEST_NAME} characters without "
+                "control characters; profile again"
+            )

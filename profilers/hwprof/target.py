@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hwprof.errors import TargetError
 
+_LONGEST_SLUG = 100
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -36,7 +38,9 @@ class Target:
     def slug(self) -> str:
         """Short text for file names, e.g. 'onnxruntime-fp32-b1-t1'."""
         level = "" if self.optimisation == "all" else f"-{self.optimisation}"
-        return f"{self.runtime}-{self.precision}-b{self.batch}-t{self.threads}{level}"
+        # Runtimes and levels can be any text in a recipe; as a part of a file's name they stay in its folder.
+        text = f"{self.runtime}-{self.precision}-b{self.batch}-t{self.threads}{level}"
+        return re.sub(r"[^A-Za-z0-9_.+=,-]+", "-", text)[:_LONGEST_SLUG]
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,16 @@ def import_table(
     entries = _chosen(entries, path, table, resolution)
     translations = list(importer.translate(entries))
     several: dict[str, list[Row]] = defaultdict(list)
-    for translation in translations:
-        several[translation.key].append(summed_row(translation.entries))
-    rows = {key: pooled_row(times) for key, times in several.items()}
+    try:
+        for translation in translations:
+            several[translation.key].append(summed_row(translation.entries))
+        rows = {key: pooled_row(times) for key, times in several.items()}
+        pooled = {key: times for key, times in several.items() if len(times) > 1}
+        differences = [max(_ms(times)) / min(_ms(times)) - 1 for times in pooled.values()]
+    except ArithmeticError as error:
+        raise TableError(
+            f"{path} has times too large or too small to compute with ({error}); is the unit right (--unit)?"
+        ) from error
     blocks = {translation.key: translation.block for translation in translations if translation.block is not None}
     doubtful = tuple(f"{key}: {what}" for key, what in absurd(_times(rows), blocks).items())
     if doubtful and not keep_absurd:
@@ -113,8 +120,6 @@ def import_table(
             f"{path}: {len(doubtful)} of {len(rows)} rows cannot be true: {'; '.join(doubtful[:3])}. "
             "Mend the file, or import it all the same with --keep-absurd"
         )
-    pooled = {key: times for key, times in several.items() if len(times) > 1}
-    differences = [max(_ms(times)) / min(_ms(times)) - 1 for times in pooled.values()]
     imported = {
         "file": path.name,
         "sha256": hashlib.sha256(data).hexdigest(),

@@ -75,7 +75,7 @@ def card_of(run: Run, arch: Arch, profiled: Mapping[int, float] | None = None) -
         layers=layers_of(space, run.table, arch, profiled),
         other_ms=other_ms(space, run.table, arch),
         table=_table(run),
-        recipe=_PASSWORD.sub(r"\1:***@", run.recipe_text),
+        recipe=without_passwords(run.recipe_text),
     )
 
 
@@ -86,6 +86,11 @@ def predicted_interval(run: Run, matrix: IntMatrix) -> tuple[float, float] | tup
     except PredictorError:
         return None, None
     return float(low[0]), float(high[0])
+
+
+def without_passwords(text: str) -> str:
+    """A text whose addresses of databases keep their users, and lose their passwords."""
+    return _PASSWORD.sub(r"\1:***@", text)
 
 
 def versions() -> dict[str, str]:

@@ -54,21 +54,28 @@ def write_recipe(card: Card, folder: Path, given: Given, *, fresh: bool = False)
 def reproduce(run: Run, card: Card) -> Reproduction:
     """Train, export and measure the card's network in the run of `write_recipe`, and compare.
 
-    Raises RecipeError if the card's architecture is not one of its recipe's space, RunError if a training fails, and
-    what profiling and export raise.
+    Raises what `train_card`, profiling and export raise.
     """
     run.open_folder()
-    arch, lineage = _architectures(run, card)
     with run.timed("profile"):
         profile_stage(run)
     with run.timed("train"):
-        parent = _train_lineage(run, lineage) if lineage else None
-        train_alone(run, arch, parent, "train the network")
+        arch = train_card(run, card)
     export_stage(run)
     file = exported_file(run, arch)
     again = read_card(file.with_name(f"{file.name}.json"))
     images = len(run.data.y_valid), len(run.data.y_test)
     return compare(card, again, images, list(_other_reasons(run)))
+
+
+def train_card(run: Run, card: Card) -> Arch:
+    """Train the card's network, after its ancestors; its architecture.
+
+    Raises RecipeError if an architecture is not one of the recipe's space, RunError if a training fails.
+    """
+    arch, lineage = _architectures(run, card)
+    train_alone(run, arch, _train_lineage(run, lineage) if lineage else None, "train the network")
+    return arch
 
 
 def train_alone(run: Run, arch: Arch, parent: int | None, stage: str) -> int:

@@ -37,11 +37,10 @@ def test_what_is_missing_is_said() -> None:
     training = replace(
         make_card().training, epochs=None, seconds=None, train_loss=None, curve=(), inherited=None, lineage=()
     )
-    poor = make_card(
-        layers=layers, training=training, measured_ms=None, measured_interval_ms=(None, None),
-        not_measured="drift 12 %", predicted_interval_ms=(None, None), accuracy_percent=None, data_licence=None, other_ms={}, file=None,
-        size_bytes=None, sha256=None,
-    )  # fmt: skip
+    unmeasured = {"measured_ms": None, "measured_interval_ms": (None, None), "not_measured": "drift 12 %"}
+    no_file = dict.fromkeys(("accuracy_percent", "file", "size_bytes", "sha256", "data_licence"))
+    unknown: dict[str, Any] = {**unmeasured, **no_file, "predicted_interval_ms": (None, None), "other_ms": {}}
+    poor = make_card(layers=layers, training=training, **unknown)
     reader = read(poor)
     for one in ("not checked", "not measured", "drift 12 %", "not named", "are not known on this target", "random"):
         assert one in reader.text, one

@@ -111,7 +111,7 @@ class Batches:
         return torch.cat([share(batch.roll(1, 0))[:1], share(batch)])
 
     def _images(self, rows: Tensor, moves: Tensor) -> Tensor:
-        images = self._x[rows]
+        images = self._x.index_select(0, rows)
         if not self._crops:
             images = resize(images, self._size)
         images = images.to(self._device)

@@ -114,7 +114,9 @@ def take_from_first(module: nn.Module) -> None:
     """Give every process the weights and buffers of the first."""
     if ranks().count > 1:
         for value in module.state_dict().values():
-            dist.broadcast(value, src=0)
+            sent = value.contiguous()  # in the layout channels_last it cannot be sent
+            dist.broadcast(sent, src=0)
+            value.copy_(sent)
 
 
 def _sum_flat(tensors: list[Tensor], weight: float) -> None:

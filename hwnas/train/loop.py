@@ -224,14 +224,15 @@ def _train_epoch(
     epoch: int,
 ) -> float:
     """Train on every image once, one learning rate per batch; the mean loss."""
-    device = next(module.parameters()).device
     weights = list(module.parameters())
+    device = weights[0].device
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=_mixed(device))
     losses = torch.zeros((), device=device)
     for batch, rate in zip(batches.epoch(epoch), rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(device)):
+        with precision:
             logits = module(batch.inputs)
             loss = cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
             if lesson is not None:

@@ -87,7 +87,7 @@ def test_a_small_network_learns_digits(digits: ImageData) -> None:
         {"augment": "crop_flip"},
         {"augment": "none"},
         {"augment": "randaugment", "ema": 0.95},
-        {"augment": "random_resized_crop", "mix": "mixup"},
+        {"mix": "mixup"},
     ],
 )
 def test_every_way_to_train_learns(digits: ImageData, changes: dict[str, Any]) -> None:

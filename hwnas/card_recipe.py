@@ -119,11 +119,13 @@ def _notes(card: Card, theirs: Recipe, ours: Recipe) -> Iterator[str]:
         ("data.source", theirs.data.source, ours.data.source),
         ("data.root", theirs.data.root, ours.data.root),
         ("profile.tables", theirs.profile.tables, ours.profile.tables),
-        ("profile.table", theirs.profile.table, ours.profile.table or "measured here"),
+        ("profile.table", theirs.profile.table, ours.profile.table or "a table of this machine"),
         ("search.storage", theirs.search.storage and "a database", "the run folder"),
     ):
         if value is not None and value != instead:
             yield f"{key} of the card is not used: {value!r}; instead: {instead!r}"
+    if ours.profile.table is None:
+        yield f"the latency table is taken from {ours.profile.tables}, or measured; --table FILE takes one of yours"
 
 
 def _key(name: str) -> str:

@@ -12,15 +12,18 @@ import numpy as np
 
 from hwnas import __version__
 from hwnas.carding import card_of, predicted_interval
+from hwnas.errors import PredictorError
 from hwnas.export.native import is_native, native_name
 from hwnas.export.verify import Verification
 from hwnas.latency.measure import Measured
+from hwnas.latency.worst import profile_networks
 from hwnas.report.html import write_html
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
 from hwnas.run import Run, score_objectives, score_study, train_study
 from hwnas.scored import ranked, scores_of, without_vote
 from hwnas.search.study import recorded
 from hwnas.space import Arch, format_arch, parse_arch
+from hwprof.errors import HwprofError
 from hwprof.files import write_atomic
 
 # Of the interval of a measurement, 1.96 standard errors to each side.
@@ -68,6 +71,15 @@ def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured
         size_bytes=file.stat().st_size,
         within_limit=None if found is None or limit is None else found.ms <= limit,
     )
+
+
+def profiled_blocks(run: Run, archs: Sequence[Arch]) -> dict[Arch, dict[int, float]]:
+    """Architecture -> position -> ms of its blocks, profiled on the target now; those that cannot be are left out."""
+    try:
+        found = profile_networks(archs, run.space, run.table, run.device, run.plan)
+    except (HwprofError, PredictorError):  # no such device here, or a table without anchors
+        return {}
+    return {arch: times for arch, times in found.items() if isinstance(times, dict)}
 
 
 def network_card(run: Run, arch: Arch, profiled: Mapping[int, float] | None = None) -> dict[str, Any]:

@@ -19,14 +19,18 @@ def layers_of(
 ) -> tuple[Layer, ...]:
     """The blocks of `space.placed_blocks(arch)` with their ms and shares.
 
-    `profiled`: position -> ms in this network, by its nodes (`worst.profile_networks`). Without it the ms are those of
-    the table's rows, and None under a table without rows for all of them (one made by a transfer).
+    `profiled`: position -> ms in this network, by its nodes (`worst.profile_networks`); what the profiler itself takes
+    is taken off as the table does it, block by block. Without it the ms are those of the table's rows, and None under a
+    table without rows for all of them (one made by a transfer).
     """
     placed = space.placed_blocks(arch)
     numbers = {position.name: number for number, position in enumerate(space.positions)}
     rows = [table.rows.get(block.key) for _, block in placed]
     if profiled:  # a block that the runtime leaves no node of costs nothing
         times = [profiled.get(numbers[position.name], 0.0) for position, _ in placed]
+        corrections = [row.ms / row.profiled_ms for row in rows if row and row.profiled_ms]
+        if len(corrections) == len(times):
+            times = [ms * correction for ms, correction in zip(times, corrections, strict=True)]
     else:
         times = [row.ms if row else 0.0 for row in rows]
     known = bool(profiled) or None not in rows

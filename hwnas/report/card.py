@@ -69,7 +69,10 @@ def _tiles(card: Card) -> Iterator[tuple[str, str]]:
 def _where_times_come_from(card: Card) -> str:
     origins = {layer.origin for layer in card.layers}
     if origins == {PROFILED}:
-        return "Times of the blocks were measured in this network on the target, node by node."
+        return (
+            "Times of the blocks were measured in this architecture on the target, node by node; what the profiler "
+            "itself takes is taken off as in the latency table."
+        )
     if all(layer.ms is None for layer in card.layers):
         return "The times of single blocks are not known on this target."
     guessed = sum(layer.origin in ("estimated", "imported") for layer in card.layers)
@@ -79,7 +82,7 @@ def _where_times_come_from(card: Card) -> str:
 
 def _numbers(card: Card) -> Markup:
     predicted = interval(card.predicted_ms, *card.predicted_interval_ms)
-    measured = interval(card.measured_ms, *card.measured_interval_ms) if card.measured_ms else NOTHING
+    sure = f", {card.measured_confidence:.0%} interval" if card.measured_confidence else ""
     by_split = card.accuracy_percent if isinstance(card.accuracy_percent, dict) else {}
     table = card.table
     left = [
@@ -87,7 +90,7 @@ def _numbers(card: Card) -> Markup:
         *((f"Accuracy of the file, {split}", f"{value:.2f} %") for split, value in by_split.items() if split != "test"),
         ("Accuracy, validation images", f"{card.valid_accuracy_percent:.2f} %"),
         (f"Latency predicted, {card.predicted_confidence:.0%} interval", predicted),
-        (f"Latency measured, {card.measured_confidence:.0%} interval", measured),
+        (f"Latency measured{sure}", interval(card.measured_ms, *card.measured_interval_ms)),
     ]
     if card.not_measured:
         left.append(("Not measured", card.not_measured))

@@ -76,6 +76,20 @@ def test_what_was_profiled_in_the_network_goes_before_the_table() -> None:
     assert layers_of(space, replace(table_of(space), rows={}), arch, times) == layers
 
 
+def test_what_the_profiler_takes_is_taken_off_as_in_the_table() -> None:
+    space = SPACES["mobilenetv3"]
+    arch = space.check(space.sample(1, np.random.default_rng(5))[0])
+    table = table_of(space)
+    rows = {key: replace(row, profiled_ms=row.ms + 0.5) for key, row in table.rows.items()}
+    numbers = [space.positions.index(position) for position, _ in space.placed_blocks(arch)]
+    keys = [block.key for block in space.blocks(arch)]
+    times = {number: rows[key].profiled_ms or 0.0 for number, key in zip(numbers, keys, strict=True)}
+    as_then = layers_of(space, replace(table, rows=rows), arch, times)
+    assert [layer.ms for layer in as_then] == pytest.approx([rows[key].ms for key in keys])
+    partly = replace(table, rows={**rows, keys[1]: table.rows[keys[1]]})  # all blocks alike, or none
+    assert [layer.ms for layer in layers_of(space, partly, arch, times)] == list(times.values())
+
+
 def test_a_table_that_lacks_a_row_gives_no_times_and_an_estimate_is_said() -> None:
     space = SPACES["morph"]
     arch = space.check(space.sample(1, np.random.default_rng(4))[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ def test_what_is_missing_is_said() -> None:
         assert one not in reader.text
 
 
+def test_a_file_that_was_not_measured_has_a_page() -> None:
+    bare = Card.from_json(json.dumps(make_card().facts()))
+    text = read(bare).text
+    assert "not checked, 0.412 ms predicted" in text
+    assert "None" not in text
+
+
 def test_bars_are_the_shares_and_the_strip_is_their_sum() -> None:
     elements = read(make_card()).elements
     bars = [attributes["style"] for _, attributes in elements if str(attributes.get("class")).startswith("bar ")]
@@ -62,7 +70,7 @@ def test_bars_are_the_shares_and_the_strip_is_their_sum() -> None:
 
 def test_where_times_come_from_is_said() -> None:
     profiled = make_card(layers=tuple(make_layer(n, origin="profiled") for n in range(3)))
-    assert "measured in this network on the target" in read(profiled).text
+    assert "measured in this architecture on the target" in read(profiled).text
     guessed = read(make_card(layers=(make_layer(0), make_layer(1, origin="estimated"), make_layer(2))))
     assert "1 of 3 blocks not measured there" in guessed.text
     assert "its time is estimated" in guessed.text

@@ -44,8 +44,6 @@ RUNTIME_FORMATS = {
     "ncnn": "ncnn",
     "openvino": "openvino",
 }
-# The largest batch of files that must name one.
-LARGEST_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)

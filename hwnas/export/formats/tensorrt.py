@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from hwnas.errors import ExportError
-from hwnas.export.exporter import LARGEST_BATCH, ExportSpec, Infer, load_in, needs, require_precision
+from hwnas.export.exporter import ExportSpec, Infer, load_in, needs, require_precision
 from hwnas.export.onnx import read_metadata
 from hwprof.errors import MeasurementError, TargetError
 from hwprof.target import Target
@@ -24,7 +24,7 @@ class TensorRtExporter:
     name = "tensorrt"
     suffixes = (".engine", ".onnx", ".timing", ".layers.json")
     precisions = ("fp32", "fp16", "bf16", "int8")
-    largest_batch = LARGEST_BATCH
+    largest_batch = 32
     layout = "nchw"
 
     def write(self, module: nn.Module, spec: ExportSpec, path: Path) -> None:
@@ -45,7 +45,7 @@ class TensorRtExporter:
                 source,
                 path,
                 Target(runtime="tensorrt", precision=spec.precision, batch=spec.batch),
-                batches=(1, spec.batch, LARGEST_BATCH),
+                batches=(1, spec.batch, self.largest_batch),
                 timing_cache=cache,
                 inspector=path.with_suffix(".layers.json"),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated
@@ -42,8 +43,8 @@ def _parse(value: object, units: Mapping[str, float], what: str, example: str) -
     if unit not in units:
         *most, last = [each for each in units if each]
         raise ValueError(f"the unit {unit!r} is not {what}; use {', '.join(most)} or {last}")
-    if number <= 0:
-        raise ValueError("must be above zero")
+    if not 0 < number * units[unit] < math.inf:
+        raise ValueError("must be above zero and not absurdly large")
     return number * units[unit]
 
 

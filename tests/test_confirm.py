@@ -97,5 +97,5 @@ def test_predictions_that_never_hold_are_said(tmp_path: Path, monkeypatch: pytes
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "confirmed.json").write_text("{")
-    with pytest.raises(RunError, match=r"confirmed\.json cannot be used: .*; delete it, its networks are then measured again"):
+    with pytest.raises(RunError, match=r"confirmed\.json cannot be used: .*; delete it, its networks"):
         above_limit(run_in(tmp_path), ARCHS)

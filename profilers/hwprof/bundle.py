@@ -19,14 +19,17 @@ import re
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from hwprof.errors import TargetError
 
 SCHEMA = 1
+# Of an archive when it is unpacked (those of CPython with ONNX Runtime have 150 MB), and of what of it is read at once.
+LARGEST_BYTES = 4 * 2**30
+LARGEST_READ = 2**20
 # ELF's number of an architecture -> its name in `uname -m` and in the names of wheels.
 MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 # What no inference needs, of the standard library and of wheels.
@@ -106,22 +109,44 @@ def read_manifest(bundle: Path) -> Manifest:
     Only files and folders below the folder that it is unpacked into are allowed: no links, no "..", no absolute paths.
     """
     try:
-        with tarfile.open(bundle, "r:gz") as archive:
+        with _Bounded(bundle, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as archive:
             first = archive.next()
             file = archive.extractfile(first) if first is not None and first.name == "manifest.json" else None
-            values = json.loads(file.read()) if file is not None else None
+            values = json.loads(file.read(LARGEST_READ)) if file is not None else None
             for member in archive:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or not member.isreg():
                     raise TargetError(f"{bundle} would write outside of its folder: {member.name!r}; make it anew")
     except TargetError:
         raise
-    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
+    except Exception as error:  # what gzip, tarfile and json raise on damage is not all documented
         raise TargetError(f"{bundle} cannot be read ({error}); make it with python -m hwprof.bundle") from error
     expected = {field.name for field in fields(Manifest)}
     if not isinstance(values, dict) or set(values) != expected or values["schema"] != SCHEMA:
         raise TargetError(f"{bundle} is not a bundle of this version; make it with python -m hwprof.bundle")
+    texts = (values["machine"], values["python"], *_pairs(values["packages"]))
+    if not all(isinstance(text, str) and re.fullmatch(r"[\w.+-]{1,100}", text) for text in texts):
+        raise TargetError(f"{bundle} names its machine, Python or packages oddly; make it with python -m hwprof.bundle")
     return Manifest(**values)
+
+
+def _pairs(packages: Any) -> list[Any]:
+    """Names and versions of packages; None for what is none."""
+    return [*packages, *packages.values()] if isinstance(packages, dict) else [None]
+
+
+class _Bounded(gzip.GzipFile):
+    """Of which nobody reads or passes over more than a bundle can have: a small archive can be a very large one."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_READ:
+            raise ValueError(f"a part of {size} bytes is too large for a bundle")
+        return super().read(size)
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        if place > LARGEST_BYTES:
+            raise ValueError(f"it is larger than {LARGEST_BYTES} bytes when it is unpacked")
+        return super().seek(place, whence)
 
 
 def _find_interpreter(root: Path) -> _Interpreter:
@@ -190,14 +215,26 @@ def _runs(tag: str, abis: Sequence[str], minor: int) -> bool:
 
 
 def _wheel_files(wheel: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(wheel) as archive:
-        for name in sorted(archive.namelist()):
-            installed = re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", name)
-            path = PurePosixPath(installed)
-            if path.is_absolute() or ".." in path.parts:
-                raise TargetError(f"{wheel.name} would write outside of its folder: {name!r}")
-            if not name.endswith("/") and ".data/" not in installed and not _LEFT_OUT.search(installed):
-                yield installed, archive.read(name)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            yield from _members(wheel, archive)
+    except TargetError:
+        raise
+    except Exception as error:  # what zipfile and its decompressors raise on damage is not all documented
+        raise TargetError(f"{wheel.name} cannot be read ({error}); download it again") from error
+
+
+def _members(wheel: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, bytes]]:
+    size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGEST_BYTES:
+        raise TargetError(f"{wheel.name} has {size} bytes when it is unpacked, more than any bundle may have")
+    for name in sorted(archive.namelist()):
+        installed = re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", name)
+        path = PurePosixPath(installed)
+        if path.is_absolute() or ".." in path.parts:
+            raise TargetError(f"{wheel.name} would write outside of its folder: {name!r}")
+        if not name.endswith("/") and ".data/" not in installed and not _LEFT_OUT.search(installed):
+            yield installed, archive.read(name)
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

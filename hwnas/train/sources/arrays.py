@@ -41,7 +41,9 @@ def load_npz(text: str, root: Path | None, image_size: int | None) -> Splits:
             )
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: _array(path, file, key) for key in file.files if key[:2] in ("x_", "y_")}
-    except (OSError, zipfile.BadZipFile, EOFError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and NumPy each raise their own
         raise DataError(f"{path} cannot be read as a .npz file ({error}); write it with numpy.savez") from error
     train, valid, test = (_labelled(path, arrays, split) for split in ("train", "valid", "test"))
     if train is None:

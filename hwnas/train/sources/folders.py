@@ -16,6 +16,9 @@ from hwnas.train.sources.arrays import find
 from hwnas.train.sources.splits import Labelled, Splits, check_memory
 
 _SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
+# What Pillow may take a file for, whatever its name says: it has formats that start other programs (EPS).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_MOST_PIXELS = 2**26  # of one image: a small file can be a very large image
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "RGB": 3, "RGBA": 3, "RGBX": 3, "CMYK": 3, "YCbCr": 3}
 _KINDS = {1: "grey", 3: "in colour"}
 _NO_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on a bad file
@@ -85,6 +88,9 @@ def decode(
 
 def _class_names(path: Path) -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    for name in names:  # they are written into cards and reports
+        if not name.isprintable():
+            raise DataError(f"{path} has the class folder {name!r}; rename it to characters that can be shown")
     if len(names) < 2:
         raise DataError(
             f"{path} has {len(names)} class folder(s) {list(names)}; expected at least 2, with images inside"
@@ -113,9 +119,14 @@ def _load_split(path: Path, names: Sequence[str], image_size: int | None, like: 
     channels = None if like is None else like.x.shape[1]
 
     def open_file(index: int) -> Image.Image:
-        with files[index].open("rb") as file:
-            image = Image.open(file)
-            image.load()
+        try:
+            with files[index].open("rb") as file:
+                image = Image.open(file, formats=_FORMATS)
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels are more than {_MOST_PIXELS}")
+                image.load()
+        except Exception as error:  # each of Pillow's formats raises its own on a bad file
+            raise DataError(f"{files[index]} cannot be read as an image ({error}); replace or remove it") from error
         return image
 
     x = decode(open_file, [str(file) for file in files], image_size, channels, str(path))

@@ -110,8 +110,9 @@ class Card:
 
     `recipe` is the TOML text that was run, `seed` the one number that all of its randomness follows from, `machine` the
     one that exported. `other_ms` is what the table adds to the layers: what every inference costs, and what is fused
-    across blocks. What has a default is of one file: `accuracy_percent` is that on the test set (or by split), and
-    files that are not of the run's target are not measured.
+    across blocks; where the table could not be had (its device was away), neither is known. What has a default is of
+    one file: `accuracy_percent` is that on the test set (or by split), and files that are not of the run's target are
+    not measured.
     """
 
     version: str
@@ -138,7 +139,7 @@ class Card:
     training: Training
     layers: tuple[Layer, ...]
     other_ms: dict[str, float]
-    table: TableUsed
+    table: TableUsed | None
     recipe: str
     accuracy_percent: Percent | dict[str, Percent] | None = None
     max_logit_difference: float | None = None

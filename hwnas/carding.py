@@ -25,7 +25,9 @@ from hwnas.search.study import ARCH, recorded
 from hwnas.space import Arch, IntMatrix, format_arch
 from hwnas.train.device import training_device
 from hwnas.training import CURVE
+from hwprof.errors import HwprofError
 from hwprof.host import identity
+from hwprof.table import LatencyTable
 
 # Of the interval of a prediction.
 CONFIDENCE = 0.9
@@ -39,11 +41,12 @@ _PASSWORD = re.compile(r"(://[^:/@\s\"']*):[^\s\"']*@")
 def card_of(run: Run, arch: Arch, profiled: Mapping[int, float] | None = None) -> Card:
     """The card of a trained network, without what is to be said of its files.
 
-    `profiled`: position -> ms of its blocks, measured in this network; else they are the latency table's. Passwords in
+    `profiled`: position -> ms of its blocks, measured in this network; else they are the latency table's. A card is no
+    reason to need a device: where its table cannot be had, the prediction is that of the network's trial. Passwords in
     the recipe's addresses of databases are left out.
     """
     data, space, trial = run.data, run.space, recorded(train_study(run))[arch]
-    blocks, matrix = space.blocks(arch), np.array([arch])
+    blocks, matrix, table = space.blocks(arch), np.array([arch]), _table_of(run)
     return Card(
         version=__version__,
         name=run.network_name(arch),
@@ -52,10 +55,10 @@ def card_of(run: Run, arch: Arch, profiled: Mapping[int, float] | None = None) -
         space={"name": space.name, **space.config},
         arch=format_arch(arch),
         choice=space.describe(arch),
-        target={**asdict(run.target), **run.table.fingerprint},
+        target={**asdict(run.target), **(table.fingerprint if table else {})},
         valid_accuracy_percent=trial.values[0],
-        predicted_ms=float(run.predictor.predict_ms(matrix)[0]),
-        predicted_interval_ms=predicted_interval(run, matrix),
+        predicted_ms=float(run.predictor.predict_ms(matrix)[0]) if table else trial.values[1],
+        predicted_interval_ms=predicted_interval(run, matrix) if table else (None, None),
         predicted_confidence=CONFIDENCE,
         macs=sum(block.macs for block in blocks),
         params=sum(block.params for block in blocks),
@@ -72,9 +75,9 @@ def card_of(run: Run, arch: Arch, profiled: Mapping[int, float] | None = None) -
         versions=versions(),
         machine=machine(run),
         training=_training(run, trial),
-        layers=layers_of(space, run.table, arch, profiled),
-        other_ms=other_ms(space, run.table, arch),
-        table=_table(run),
+        layers=layers_of(space, table, arch, profiled),
+        other_ms=other_ms(space, table, arch),
+        table=None if table is None else _table_used(run, table),
         recipe=without_passwords(run.recipe_text),
     )
 
@@ -134,12 +137,19 @@ def _lineage(run: Run, trial: FrozenTrial) -> tuple[Ancestor, ...]:
     return tuple(reversed(found))
 
 
-def _table(run: Run) -> TableUsed:
-    validation = run.table.validation
+def _table_of(run: Run) -> LatencyTable | None:
+    try:
+        return run.table
+    except HwprofError:  # it is found by the device, which may be away
+        return None
+
+
+def _table_used(run: Run, table: LatencyTable) -> TableUsed:
+    validation = table.validation
     return TableUsed(
         name=run.table_path.name,
         sha256=hashlib.sha256(run.table_path.read_bytes()).hexdigest(),
-        rows=len(run.table.rows),
+        rows=len(table.rows),
         held_out=validation.models if validation else None,
         mean_error=validation.mean_error if validation else None,
         max_error=validation.max_error if validation else None,

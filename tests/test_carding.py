@@ -88,3 +88,12 @@ def test_a_written_card_is_one_with_its_file(run: Run) -> None:
     refused = network_row(run, arch, verified, "no such device")
     again = Card.from_json(write_card(model_card(run, refused, verified), file).read_text(encoding="utf-8"))
     assert (again.measured_ms, again.not_measured) == (None, "no such device")
+
+
+def test_without_its_table_a_card_says_what_the_trial_says(run: Run) -> None:
+    *_, arch = family(run)
+    run.table_path.unlink()
+    card = card_of(run, arch)
+    assert Card.from_json(card.to_json()) == card
+    assert (card.predicted_ms, card.predicted_interval_ms, card.table, card.other_ms) == (1.0, (None, None), None, {})
+    assert {layer.ms for layer in card.layers} == {None}

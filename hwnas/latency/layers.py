@@ -15,17 +15,17 @@ from hwprof.table import LatencyTable
 
 
 def layers_of(
-    space: SearchSpace, table: LatencyTable, arch: Arch, profiled: Mapping[int, float] | None = None
+    space: SearchSpace, table: LatencyTable | None, arch: Arch, profiled: Mapping[int, float] | None = None
 ) -> tuple[Layer, ...]:
     """The blocks of `space.placed_blocks(arch)` with their ms and shares.
 
     `profiled`: position -> ms in this network, by its nodes (`worst.profile_networks`); what the profiler itself takes
-    is taken off as the table does it, block by block. Without it the ms are those of the table's rows, and None under a
-    table without rows for all of them (one made by a transfer).
+    is taken off as the table does it, block by block. Without it the ms are those of the table's rows, and None without
+    a table or under one without rows for all of them (one made by a transfer).
     """
     placed = space.placed_blocks(arch)
     numbers = {position.name: number for number, position in enumerate(space.positions)}
-    rows = [table.rows.get(block.key) for _, block in placed]
+    rows = [table.rows.get(block.key) if table else None for _, block in placed]
     if profiled:  # a block that the runtime leaves no node of costs nothing
         times = [profiled.get(numbers[position.name], 0.0) for position, _ in placed]
         corrections = [row.ms / row.profiled_ms for row in rows if row and row.profiled_ms]
@@ -52,9 +52,9 @@ def layers_of(
     )
 
 
-def other_ms(space: SearchSpace, table: LatencyTable, arch: Arch) -> dict[str, float]:
+def other_ms(space: SearchSpace, table: LatencyTable | None, arch: Arch) -> dict[str, float]:
     """What the table's prediction adds to the rows of the blocks, by name; may be below 0."""
-    if not table.rows:
+    if table is None or not table.rows:
         return {}
     counts = FusionCounts(space, tuple(table.fusion_ms))(np.array([arch], dtype=np.int64))[0]
     fused = float(counts @ np.array(list(table.fusion_ms.values()), dtype=np.float64)) if table.fusion_ms else 0.0

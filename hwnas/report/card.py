@@ -94,14 +94,16 @@ def _numbers(card: Card) -> Markup:
     ]
     if card.not_measured:
         left.append(("Not measured", card.not_measured))
-    right = [
-        ("Table", table.name),
-        ("SHA-256", table.sha256),
-        ("Rows", count(table.rows)),
-        ("Mean error on unseen networks", share(table.mean_error)),
-        ("Largest", share(table.max_error)),
-        ("Noise floor", share(table.noise_floor)),
-    ]
+    right = [("Table", NOTHING)]
+    if table is not None:
+        right = [
+            ("Table", table.name),
+            ("SHA-256", table.sha256),
+            ("Rows", count(table.rows)),
+            ("Mean error on unseen networks", share(table.mean_error)),
+            ("Largest", share(table.max_error)),
+            ("Noise floor", share(table.noise_floor)),
+        ]
     fingerprint = [(key, str(value)) for key, value in card.target.items()]
     tables = tag("div", facts("The network", left), facts("Latency table", right))
     return tag("div", tables, facts("Target", fingerprint), class_="pair")

@@ -40,7 +40,13 @@ def test_what_is_missing_is_said() -> None:
     )
     unmeasured = {"measured_ms": None, "measured_interval_ms": (None, None), "not_measured": "drift 12 %"}
     no_file = dict.fromkeys(("accuracy_percent", "file", "size_bytes", "sha256", "data_licence"))
-    unknown: dict[str, Any] = {**unmeasured, **no_file, "predicted_interval_ms": (None, None), "other_ms": {}}
+    unknown: dict[str, Any] = {
+        **unmeasured,
+        **no_file,
+        "table": None,
+        "predicted_interval_ms": (None, None),
+        "other_ms": {},
+    }
     poor = make_card(layers=layers, training=training, **unknown)
     reader = read(poor)
     for one in ("not checked", "not measured", "drift 12 %", "not named", "are not known on this target", "random"):

@@ -16,6 +16,7 @@ from hwnas.report.summary import RunSummary
 from hwnas.run import SURROGATE, Run, move_aside
 from hwnas.scored import ScoredNetwork, score_networks, scored_front
 from hwnas.space import Arch
+from hwnas.supernets import search_supernet
 from hwnas.train.device import training_device
 from hwnas.trained import trained_front
 from hwprof.lock import table_lock
@@ -76,18 +77,22 @@ def score_stage(run: Run) -> list[ScoredNetwork]:
 
 
 def search_stage(run: Run) -> list[Arch]:
-    """Search by training networks, and give the front of the trained, fastest first.
+    """Search by training networks, or all of them as one supernet, and give the front of the trained, fastest first.
 
     The surrogate scores architectures first. Everything evaluated is a trial of the run's journal; what is recorded
     there is not evaluated again. Networks are measured before they are trained, those above the limit left out. Raises
     InfeasibleError if nothing keeps the limits, RunError if every training failed.
     """
-    if run.recipe.search.sampler == SURROGATE:
+    by_supernet = run.recipe.supernet.used
+    if run.recipe.search.sampler == SURROGATE and not by_supernet:
         score_stage(run)
     run.open_folder()
     _check_data(run)
     with run.timed("train"):
-        executors.search(run)
+        if by_supernet:
+            search_supernet(run)
+        else:
+            executors.search(run)
     return trained_front(run)
 
 

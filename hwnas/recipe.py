@@ -223,6 +223,42 @@ class TrainSection(_Section):
         return self
 
 
+class SupernetSection(_Section):
+    """[supernet]: one training for all architectures (see hwnas.supernet), instead of one each.
+
+    `method`: "progressive" (Once-for-All) or "sandwich" (BigNAS) train a supernet for `epochs` of images, or for
+    `minutes`, with the batch size, augmentation and device of [train]. Then `evaluations` subnets are evaluated, a
+    model of accuracy is fitted to them, and `search.trainings` members of the front that it foretells are evaluated
+    with shared weights; each is trained on for `fine_tune` epochs. `sampling`: subnets are drawn evenly over options
+    ("uniform") or over latency. `trained`: take the supernet of this run folder, trained for another target.
+    """
+
+    method: Literal["none", "progressive", "sandwich"] = "none"
+    trained: str | None = None
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    sampling: Literal["uniform", "latency"] = "uniform"
+    evaluations: int = Field(default=200, ge=20)
+    fine_tune: int = Field(default=0, ge=0)
+
+    @field_validator("epochs", "minutes", "learning_rate", mode="before")
+    @classmethod
+    def _whole_numbers_are_numbers(cls, value: Any) -> Any:
+        return _as_float(value)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> SupernetSection:
+        if self.method != "none" and self.trained is None and (self.epochs is None) == (self.minutes is None):
+            raise ValueError("a supernet is trained for epochs or for minutes; give one of them")
+        return self
+
+    @property
+    def used(self) -> bool:
+        """Whether the search is by a supernet."""
+        return self.method != "none" or self.trained is not None
+
+
 class Recipe(_Section):
     """A whole recipe. `runs` is the folder in which the run's own folder, named like the recipe, is made."""
 
@@ -235,6 +271,7 @@ class Recipe(_Section):
     profile: ProfileSection = ProfileSection()
     search: SearchSection = SearchSection()
     train: TrainSection = TrainSection()
+    supernet: SupernetSection = SupernetSection()
 
     @property
     def folder(self) -> Path:
@@ -257,7 +294,7 @@ def parse_recipe(text: str, source: str = "the recipe") -> Recipe:
     """A recipe from its TOML text; `source` names it in errors."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and lists in lists in lists
         raise RecipeError(f"{source} is not valid TOML: {error}") from error
     try:
         recipe = Recipe.model_validate(values)

@@ -155,8 +155,7 @@ def _train(
     holds: Callable[[], bool],
 ) -> tuple[tuple[float, float], dict[str, Any]]:
     """The objectives' values, and what else the trial should say."""
-    section = run.recipe.train
-    config = TrainConfig(**section.model_dump(exclude=_OTHER), seed=run.recipe.seed)
+    section, config = run.recipe.train, train_config(run)
     module, distil, step = build(run, arch), None, None
     parent = _parent(run, study, trial) if run.inherits else None
     if parent is not None:
@@ -166,7 +165,7 @@ def _train(
         config = replace(
             config,
             epochs=section.child_epochs or max(1, config.epochs // 2),
-            learning_rate=_child_rate(section),
+            learning_rate=child_rate(section),
             warmup_epochs=0,  # trained weights need none, and short trainings have no epoch to spare
         )
         frozen = 0 if inherited.exact or not inherited.untouched else max(1, config.epochs // 4)
@@ -230,8 +229,16 @@ def _train(
     return (result.valid_accuracy, latency), facts
 
 
-def _child_rate(section: TrainSection) -> float:
-    """The peak of a child's learning rate: at that of its parent it would forget more than it learns in few epochs."""
+def train_config(run: Run) -> TrainConfig:
+    """How the recipe trains a network from scratch."""
+    return TrainConfig(**run.recipe.train.model_dump(exclude=_OTHER), seed=run.recipe.seed)
+
+
+def child_rate(section: TrainSection) -> float:
+    """The peak of the learning rate of a network that begins with trained weights.
+
+    At that of the training that they come from it would forget more than it learns in few epochs.
+    """
     if section.child_learning_rate is not None:
         return section.child_learning_rate
     return _CHILD_RATE * (section.learning_rate or DEFAULTS[section.optimizer][0])

@@ -49,10 +49,12 @@ MAY_IMPORT = {
     "artifacts": BELOW_PIPELINE | {"recipe", "run"},
     "training": BELOW_PIPELINE | {"recipe", "run", "trained", "artifacts"},
     "searching": BELOW_PIPELINE | {"recipe", "run", "beforehand", "confirm", "training"},
+    "supernets": BELOW_PIPELINE | {"recipe", "run", "limits", "confirm", "trained", "training"},
     "executors": BELOW_PIPELINE | {"recipe", "run", "scoring", "training", "searching"},
     "scoring": BELOW_PIPELINE,
     "scored": BELOW_PIPELINE | {"recipe", "run", "scoring", "limits"},
-    "pipeline": BELOW_PIPELINE | {"recipe", "run", "results", "executors", "trained", "exporting", "scored"},
+    "pipeline": BELOW_PIPELINE
+    | {"recipe", "run", "results", "executors", "supernets", "trained", "exporting", "scored"},
     "validating": BELOW_PIPELINE | {"recipe", "run"},
     "testing": BELOW_PIPELINE | {"recipe", "run", "pipeline"},
     "table_commands": BELOW_PIPELINE,

@@ -1,0 +1,285 @@
+"""Train the supernet of a space, stage by stage, within a budget of epochs or of minutes.
+
+All randomness of a step follows from the seed, the stage and the step, so a training in epochs that goes on from a
+checkpoint takes the very steps of one that was never stopped. One in minutes takes as many as the machine manages, and
+its learning rates follow the clock; how much of them is spent is in the checkpoint, too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hwnas.errors import RecipeError
+from hwnas.space import Arch, IntMatrix, rows_of
+from hwnas.supernet.elastic import Supernet
+from hwnas.supernet.extremes import largest_arch, smallest_arch
+from hwnas.supernet.images import SupernetImages
+from hwnas.supernet.recalibrate import recalibrate
+from hwnas.supernet.sorting import sort_channels
+from hwnas.supernet.stages import Stage, StageSampler, resolution_slots, stages_of
+from hwnas.train.augment import Augment
+from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
+from hwnas.train.data import ImageData
+from hwnas.train.distributed import average_gradients, connect, from_first, ranks, take_from_first, total
+from hwnas.train.isolation import at_most_threads, own_random_state, repeatable_kernels, seed_modules
+from hwnas.train.loop import TrainingFailed, _mixed
+from hwnas.train.schedule import rate_factor
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+_PERMILLE = 1000
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """How to train a supernet: `epochs` of images, or `minutes`, over all stages; one of them is given.
+
+    An epoch is every training image once, however many subnets see it. Raises RecipeError on what cannot be used.
+    """
+
+    method: str = "progressive"
+    epochs: float | None = None
+    minutes: float | None = None
+    batch_size: int = 64
+    learning_rate: float = 0.2
+    weight_decay: float = 3e-5
+    label_smoothing: float = 0.1
+    augment: Augment = "crop"
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        budget = self.epochs if self.minutes is None else self.minutes
+        for name, good, expected in (
+            ("epochs", (self.epochs is None) != (self.minutes is None), "given, or minutes, and not both"),
+            ("epochs", budget is not None and 0 < budget < math.inf, "above 0 (as minutes are)"),
+            ("batch_size", self.batch_size >= 2, "at least 2, for batch normalisation"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or above"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("augment", self.augment in get_args(Augment), f"one of {get_args(Augment)}"),
+            ("seed", self.seed >= 0, "0 or above"),
+        ):
+            if not good:
+                raise RecipeError(f"supernet setting {name} must be {expected}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class _Stand:
+    """How far the training is: a step of a stage, the share of the stage that is done, and its seconds."""
+
+    stage: int = 0
+    step: int = 0
+    progress: float = 0.0
+    seconds: float = 0.0
+
+
+def train_supernet(
+    supernet: Supernet,
+    data: ImageData,
+    config: SupernetConfig,
+    *,
+    latency_ms: Callable[[IntMatrix], np.ndarray] | None = None,
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    max_threads: int | None = None,
+) -> None:
+    """Train `supernet` in place; it stays on `device`.
+
+    `latency_ms` (n, slots) -> (n,) spreads the drawn subnets evenly over latency. `checkpoint`: a file of this
+    training alone, written every `checkpoint_seconds` and after each stage, and gone on from if it exists.
+    `progress(stage, thousandths done, 1000, {"train_loss", "images_per_second", "remaining_seconds"})` is called now
+    and then; an exception it raises ends the training. Under torchrun every process calls this with the same arguments
+    and works on its share of each batch; only the first reads and writes the checkpoint and tells of progress. Raises
+    TrainingFailed if the loss becomes infinite or NaN.
+    """
+    device = connect(torch.device(device))
+    settings = {**asdict(config), "checkpoint_seconds": None}
+    facts = (data.name, data.class_names, len(data.x_train), data.mean, data.std, latency_ms is not None)
+    identity = identity_of(supernet, settings, supernet.space.config, facts)
+    stages = stages_of(config.method, supernet.space)
+    checkpoint, progress = (checkpoint, progress) if ranks().first else (None, None)
+    with at_most_threads(max_threads), own_random_state(device), repeatable_kernels(device):
+        supernet.to(device).train()
+        take_from_first(supernet)
+        images = SupernetImages(data, supernet.space, device)
+        stand, teacher = _Stand(), None
+        state = from_first(None if checkpoint is None else load_checkpoint(checkpoint, identity))
+        if state is not None:
+            supernet.load_state_dict(state["supernet"])
+            stand = _Stand(**state["stand"])
+        if any(stage.taught for stage in stages[1:]):
+            teacher = _Teacher(supernet, images, None if state is None else state["teacher"])
+        for number in range(stand.stage, len(stages)):
+            if number > stand.stage:
+                stand = _Stand(number)
+            training = _StageTraining(supernet, images, config, stages, number, teacher, latency_ms)
+            if state is not None and stand.step:
+                training.optimizer.load_state_dict(state["optimizer"])
+            elif stages[number].sort:
+                sort_channels(supernet)
+
+            def save(stand: _Stand, training: _StageTraining = training) -> None:
+                if checkpoint is not None:
+                    now: dict[str, Any] = {
+                        "supernet": supernet.state_dict(),
+                        "optimizer": training.optimizer.state_dict(),
+                        "teacher": None if teacher is None else teacher.state,
+                        "stand": asdict(stand),
+                    }
+                    save_checkpoint(checkpoint, identity, now)
+
+            training.run(stand, save, progress)
+            if number == 0 and teacher is not None:
+                teacher.learn(supernet)
+            save(_Stand(number + 1))
+            state = None
+
+
+class _Teacher:
+    """The trained largest network at every resolution: logits that smaller ones learn from."""
+
+    def __init__(self, supernet: Supernet, images: SupernetImages, state: Mapping[str, Any] | None) -> None:
+        self._images, self._arch = images, largest_arch(supernet.space)
+        self._network: nn.Module | None = None
+        self.state: dict[str, Any] | None = None
+        if state is not None:
+            self._network = supernet.extract(self._arch)
+            self._network.load_state_dict(state)
+            self._ready()
+
+    def learn(self, supernet: Supernet) -> None:
+        """Take over what the largest network has learnt."""
+        self._network = supernet.extract(self._arch)
+        recalibrate(self._network, self._images.calibration(self._arch))
+        self._ready()
+
+    def _ready(self) -> None:
+        assert self._network is not None  # set by both callers
+        self._network.eval().requires_grad_(False)
+        self.state = self._network.state_dict()
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        assert self._network is not None  # the first stage is over
+        with torch.no_grad():
+            logits: Tensor = self._network(inputs)
+        return logits
+
+
+class _StageTraining:
+    """The steps of one stage."""
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        images: SupernetImages,
+        config: SupernetConfig,
+        stages: tuple[Stage, ...],
+        number: int,
+        teacher: _Teacher | None,
+        latency_ms: Callable[[IntMatrix], np.ndarray] | None,
+    ) -> None:
+        self._supernet, self._images, self._config = supernet, images, config
+        self._stage, self._number, self._of = stages[number], number, len(stages)
+        self._teacher = teacher if stages[number].taught else None
+        self._draw = StageSampler(supernet.space, stages[number], latency_ms)
+        self._sizes = resolution_slots(supernet.space)
+        self._ends = largest_arch(supernet.space), smallest_arch(supernet.space)
+        decayed = [weight for weight in supernet.parameters() if weight.ndim > 2]
+        plain = [weight for weight in supernet.parameters() if weight.ndim <= 2]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        # foreach, not fused: a step uses a part of the weights, and what has no gradient stays as it is
+        self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, foreach=True)
+        share, per_epoch = self._stage.share, images.batches(config.batch_size)
+        self._steps = None if config.epochs is None else max(1, round(share * config.epochs * per_epoch))
+        self._seconds = None if config.minutes is None else share * config.minutes * 60
+
+    def run(self, stand: _Stand, save: Callable[[_Stand], None], progress: Progress | None) -> None:
+        """Take the steps from `stand` on to the end of the stage."""
+        began = time.monotonic() - stand.seconds
+        saved, told, seen, begun_at = time.monotonic(), -math.inf, 0, stand.seconds
+        while stand.progress < 1:
+            middle = stand.progress if self._steps is None else (stand.step + 0.5) / self._steps
+            rate = self._config.learning_rate * self._stage.rate * rate_factor(middle, self._stage.warmup)
+            loss = self._step(stand.step, rate)
+            seen += self._config.batch_size
+            seconds = time.monotonic() - began
+            done = (stand.step + 1) / self._steps if self._steps is not None else seconds / (self._seconds or 1)
+            # all processes take the same decisions, whatever their clocks say
+            stand = from_first(_Stand(self._number, stand.step + 1, min(done, 1.0), seconds))
+            if (now := time.monotonic()) - told >= 1 or stand.progress == 1:
+                told = now
+                self._tell(
+                    progress if ranks().first else None, stand, float(loss), seen / max(seconds - begun_at, 1e-9)
+                )
+            if now - saved >= self._config.checkpoint_seconds and stand.progress < 1:
+                saved = now
+                save(stand)
+
+    def _tell(self, progress: Progress | None, stand: _Stand, loss: float, speed: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingFailed(
+                f"the supernet diverged in step {stand.step} of stage {self._stage.name!r}: its loss is {loss}; lower "
+                f"supernet.learning_rate ({self._config.learning_rate:g})"
+            )
+        if progress is not None:
+            left = stand.seconds * (1 - stand.progress) / max(stand.progress, 1e-9)
+            told = {"train_loss": loss, "images_per_second": speed, "remaining_seconds": left}
+            stage = f"supernet: {self._stage.name} ({self._number + 1} of {self._of})"
+            progress(stage, round(_PERMILLE * stand.progress), _PERMILLE, told)
+
+    def _step(self, step: int, rate: float) -> Tensor:
+        """One batch through some subnets, whose gradients add up as in both papers; their mean loss."""
+        config, stage = self._config, self._stage
+        entropy = (config.seed, self._number, step)
+        rng = np.random.default_rng(entropy)
+        device = self._images.device
+        seed_modules(int(rng.integers(2**31)), device)
+        archs = self._archs(rng)
+        batch = self._images.batch(config.seed, self._number, step, config.batch_size, config.augment)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = torch.zeros((), device=device)
+        said: Tensor | None = None  # by the largest subnet of a sandwich
+        for number, arch in enumerate(archs):
+            inputs = batch.inputs(arch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(device)):
+                logits = self._supernet(inputs, arch)
+                if stage.sandwich and number:
+                    assert said is not None
+                    loss = cross_entropy(logits, said)
+                else:
+                    loss = cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
+                    if self._teacher is not None:
+                        loss = (loss + cross_entropy(logits, self._teacher(inputs).float().softmax(1))) / 2
+            if stage.sandwich and not number:
+                said = logits.detach().float().softmax(1)
+            loss.backward()  # type: ignore[no-untyped-call]
+            mean += loss.detach() * (batch.part / len(archs))
+        average_gradients(self._supernet.parameters(), batch.part)
+        if stage.clip is not None:
+            nn.utils.clip_grad_norm_(self._supernet.parameters(), stage.clip)
+        self.optimizer.step()
+        return total(mean)
+
+    def _archs(self, rng: np.random.Generator) -> list[Arch]:
+        """The subnets of one step: the first stage's is the largest, at any resolution."""
+        drawn = rows_of(self._draw(self._stage.subnets, rng))
+        if self._stage.sandwich:
+            return [self._ends[0], self._ends[1], *drawn]
+        # one resolution for the whole step, as the teacher is asked at it
+        return [self._at_resolution_of(arch, drawn[0]) for arch in drawn]
+
+    def _at_resolution_of(self, arch: Arch, other: Arch) -> Arch:
+        return tuple(other[slot] if slot in self._sizes else option for slot, option in enumerate(arch))

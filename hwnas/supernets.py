@@ -1,0 +1,267 @@
+"""From a supernet to a front: train it once, learn what its subnets are worth, search under this target's latency.
+
+runs/<name>/supernet/training.checkpoint   while it is trained
+runs/<name>/supernet/supernet.safetensors  its weights
+runs/<name>/supernet/subnets.json          accuracies of subnets, with what they are accuracies of
+
+Only the first target pays for the training: a recipe that names another run in `supernet.trained` takes its weights and
+its accuracies, and needs seconds. The members of the front are trials like any other: evaluated with the weights that
+they share, trained on for some epochs if the recipe says so, exported, measured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import with_config
+from torch import nn
+
+from hwnas.confirm import above_limit
+from hwnas.errors import RunError
+from hwnas.limits import known_limits
+from hwnas.run import Run, train_objectives, train_study
+from hwnas.saved import EXACT, from_text, to_text
+from hwnas.search.accuracy import AccuracyPredictor
+from hwnas.search.inner import nsga2, select_spread
+from hwnas.search.pareto import nondominated
+from hwnas.search.problem import FloatMatrix, to_losses
+from hwnas.search.study import record_trial, recorded
+from hwnas.space import Arch, IntMatrix, format_arch, parse_arch, rows_of
+from hwnas.supernet.elastic import Supernet
+from hwnas.supernet.extremes import largest_arch, smallest_arch
+from hwnas.supernet.images import SupernetImages
+from hwnas.supernet.recalibrate import recalibrate
+from hwnas.supernet.stages import StageSampler, everything_free
+from hwnas.supernet.train import SupernetConfig, train_supernet
+from hwnas.train.device import training_device
+from hwnas.train.loop import evaluate, train
+from hwnas.trained import load_weights, save_weights, weights_path
+from hwnas.training import child_rate, train_config
+from hwprof.files import write_atomic
+
+_AT_THE_FRONT = 0.25  # share of the evaluated subnets that are members of the front that the others foretell
+_POPULATION, _GENERATIONS = 100, 200
+
+
+@with_config(EXACT)
+@dataclass(frozen=True)
+class Subnets:
+    """Validation accuracies in percent of subnets, by architecture as text, and what of: space, data, training."""
+
+    of: dict[str, Any]
+    accuracies: dict[str, float]
+
+
+def search_supernet(run: Run) -> None:
+    """Train the run's supernet unless it is there, and record the members of its front as trials.
+
+    Raises InfeasibleError if nothing keeps the limits, RunError if a supernet of another run does not fit this one.
+    """
+    weights = _SharedWeights(run)
+    model = weights.accuracy_model()
+    study = train_study(run)
+    known = recorded(study)
+    chosen = _front(run, model)
+    for number, arch in enumerate(chosen):
+        run.progress("evaluate the front", number, len(chosen))
+        if arch not in known:
+            _record(run, weights, arch)
+    run.progress("evaluate the front", len(chosen), len(chosen))
+
+
+def predictor_facts(run: Run) -> AccuracyPredictor:
+    """The accuracy predictor of a run whose supernet is trained, for those who want to look at it."""
+    return _SharedWeights(run).accuracy_model()
+
+
+class _SharedWeights:
+    """A run's supernet with its images, and the accuracies of its subnets as far as they are known."""
+
+    def __init__(self, run: Run) -> None:
+        section = run.recipe.supernet
+        self._run = run
+        self.folder = (run.folder if section.trained is None else Path(section.trained)) / "supernet"
+        self._device = training_device(run.recipe.train.device)
+        self.net = Supernet(run.space, seed=run.recipe.seed)
+        self.images = SupernetImages(run.data, run.space, self._device)
+        self._path = self.folder / "supernet.safetensors"
+        self._of = {
+            "space": json.loads(json.dumps({"name": run.space.name, **run.space.config})),
+            "data": run.data.name,
+            # another split would validate on images that the supernet was trained on
+            "split": [run.recipe.seed, run.recipe.data.valid_fraction],
+        }
+        if section.trained is None and not self._path.exists():
+            self._train()
+        self._known = self._read()
+        if not self._path.exists():
+            raise RunError(f"{self._path} is not there: train that supernet first, with: hwnas search RECIPE")
+        load_weights(self.net, self._path)
+        self.net.to(self._device)
+
+    def _train(self) -> None:
+        run, section = self._run, self._run.recipe.supernet
+        config = SupernetConfig(
+            method=section.method,
+            epochs=section.epochs,
+            minutes=section.minutes,
+            batch_size=run.recipe.train.batch_size,
+            augment=run.recipe.train.augment,
+            seed=run.recipe.seed,
+            **({} if section.learning_rate is None else {"learning_rate": section.learning_rate}),
+        )
+        checkpoint = self.folder / "training.checkpoint"
+        train_supernet(
+            self.net,
+            run.data,
+            config,
+            latency_ms=run.predictor.predict_ms if section.sampling == "latency" else None,
+            device=self._device,
+            checkpoint=checkpoint,
+            progress=lambda stage, done, of, facts: run.progress(stage, done, of),
+            max_threads=run.recipe.train.threads,
+        )
+        save_weights(self.net.cpu(), self._path)
+        checkpoint.unlink(missing_ok=True)
+
+    def network(self, arch: Arch) -> nn.Module:
+        """The subnet as a network of its own, with statistics of its own."""
+        return recalibrate(self.net.extract(arch), self.images.calibration(arch))
+
+    def accuracy(self, arch: Arch) -> float:
+        """Validation accuracy in percent with shared weights."""
+        if arch in self._known:
+            return self._known[arch]
+        data, size = self._run.data, self._run.space.input_shape(arch)[1]
+        return evaluate(self.network(arch), data.x_valid, data.y_valid, data.mean, data.std, size)
+
+    def accuracy_model(self) -> AccuracyPredictor:
+        """A model of the subnets' accuracies: random ones first, then those that it thinks are on the front."""
+        run = self._run
+        # those of another run stay as they are, and so does what is fitted to them
+        wanted = 0 if run.recipe.supernet.trained is not None and self._known else run.recipe.supernet.evaluations
+        first = wanted - round(_AT_THE_FRONT * wanted)
+        if len(self._known) < first:
+            self._evaluate(self._random(first), first)
+        if len(self._known) < wanted:
+            front = _predicted_front(run, self._fitted())
+            new = [arch for arch in rows_of(front) if arch not in self._known]
+            spread = [
+                new[row] for row in np.linspace(0, len(new) - 1, min(len(new), wanted - first)).round().astype(int)
+            ]
+            self._evaluate(spread, wanted)
+        return self._fitted()
+
+    def _evaluate(self, archs: list[Arch], wanted: int) -> None:
+        for arch in archs:
+            if len(self._known) >= wanted or arch in self._known:
+                continue
+            self._run.progress("evaluate subnets", len(self._known), self._run.recipe.supernet.evaluations)
+            self._known[arch] = self.accuracy(arch)
+            self._write()
+        self._run.progress("evaluate subnets", len(self._known), self._run.recipe.supernet.evaluations)
+
+    def _random(self, n: int) -> list[Arch]:
+        """The ends of the space, and others that lie evenly over latency: where all are drawn alike, most are alike."""
+        space = self._run.space
+        draw = StageSampler(space, everything_free(), self._run.predictor.predict_ms)
+        rng = np.random.default_rng((self._run.recipe.seed, n))
+        return [largest_arch(space), smallest_arch(space), *rows_of(draw(max(n - 2, 1), rng))]
+
+    def _fitted(self) -> AccuracyPredictor:
+        archs = np.array(list(self._known), dtype=np.int64)
+        accuracies = np.array(list(self._known.values()))
+        return AccuracyPredictor.fit(self._run.space, archs, accuracies, seed=self._run.recipe.seed)
+
+    def _read(self) -> dict[Arch, float]:
+        path = self.folder / "subnets.json"
+        if not path.exists():
+            return {}
+        found = from_text(Subnets, path.read_text(encoding="utf-8"), RunError, str(path))
+        different = [key for key, value in self._of.items() if found.of.get(key) != value]
+        if different:
+            key = different[0]
+            raise RunError(
+                f"the supernet in {self.folder} is of another {key}: {found.of.get(key)} instead of {self._of[key]}; "
+                "give both recipes the same [space] and [data], or train one for this recipe"
+            )
+        return {parse_arch(name): accuracy for name, accuracy in found.accuracies.items()}
+
+    def _write(self) -> None:
+        named = {format_arch(arch): accuracy for arch, accuracy in self._known.items()}
+        write_atomic(self.folder / "subnets.json", to_text(Subnets(self._of, named), RunError, "subnets.json"))
+
+
+def _predicted_front(run: Run, model: AccuracyPredictor) -> IntMatrix:
+    """(n, slots) the front of predicted accuracy and latency within the limits, fastest first."""
+    limits = [(limit, quantity) for limit, quantity in known_limits(run) if limit.name != "latency"]
+    accuracy, latency = train_objectives(run)
+    objectives = [accuracy, *(limit for limit, _ in limits), latency]
+
+    def evaluate_archs(archs: IntMatrix) -> FloatMatrix:
+        columns = [model.predict(archs), *(quantity(archs) for _, quantity in limits), run.searched_ms(archs)]
+        return np.stack(columns, axis=1)
+
+    found = nsga2(
+        run.space,
+        evaluate_archs,
+        objectives,
+        population=_POPULATION,
+        generations=_GENERATIONS,
+        seed=run.recipe.seed,
+    )
+    kept = nondominated(to_losses(found.values[:, [0, -1]], [accuracy, latency]))
+    return found.archs[kept]
+
+
+def _front(run: Run, model: AccuracyPredictor) -> list[Arch]:
+    """As many members of the front as the recipe wants networks, spread over it, none measured above the limit."""
+    front = _predicted_front(run, model)
+    slow: set[Arch] = set()
+    while True:
+        left = [arch for arch in rows_of(front) if arch not in slow]
+        matrix = np.array(left, dtype=np.int64).reshape(len(left), -1)
+        values = (
+            np.stack([model.predict(matrix), run.predictor.predict_ms(matrix)], axis=1) if left else np.empty((0, 2))
+        )
+        chosen = [left[row] for row in select_spread(values, run.recipe.search.trainings)] if left else []
+        above = above_limit(run, chosen)
+        if not above:
+            if not chosen:
+                raise RunError("every network of the front was measured above the limit; relax search.latency")
+            return chosen
+        slow |= set(above)
+
+
+def _record(run: Run, weights: _SharedWeights, arch: Arch) -> None:
+    """Evaluate one member of the front, trained on as the recipe says, save its weights and record its trial."""
+    section = run.recipe.supernet
+    network, shared = weights.network(arch), weights.accuracy(arch)
+    facts: dict[str, Any] = {"shared_accuracy": shared}
+    accuracy = shared
+    if section.fine_tune:
+        checkpoint = weights_path(run, arch).with_suffix(".checkpoint")
+        config = replace(
+            train_config(run), epochs=section.fine_tune, learning_rate=child_rate(run.recipe.train), warmup_epochs=0
+        )
+        result = train(
+            network,
+            run.data,
+            run.space.input_shape(arch)[1],
+            config,
+            device=training_device(run.recipe.train.device),
+            checkpoint=checkpoint,
+            progress=lambda done, planned, _: run.progress(f"fine-tune {run.network_name(arch)}", done, planned),
+            max_threads=run.recipe.train.threads,
+        )
+        facts |= asdict(result)
+        accuracy = result.valid_accuracy
+    save_weights(network.cpu(), weights_path(run, arch))
+    latency = float(run.predictor.predict_ms(np.array([arch]))[0])
+    record_trial(train_study(run), run.space, arch, (accuracy, latency), facts)
+    if section.fine_tune:
+        checkpoint.unlink(missing_ok=True)

@@ -1,0 +1,152 @@
+"""A search by a supernet: trained once, a front for every target, members as trials like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hwnas.errors import InfeasibleError, RecipeError, RunError
+from hwnas.latency.index import BlockIndex
+from hwnas.pipeline import search_stage
+from hwnas.recipe import parse_recipe
+from hwnas.run import Run, train_study
+from hwnas.search.study import recorded
+from hwnas.spaces import make_space
+from hwnas.train.loop import evaluate
+from hwnas.trained import trained_network
+from hwprof.table import LatencyTable, Row, write_table
+from hwprof.target import Target
+
+SPACE: dict[str, Any] = {
+    "resolutions": [8], "depths": [1, 2], "kernels": [3, 5], "expands": [2, 4], "stem_width": 8, "stem_stride": 1,
+    "stage_widths": [8, 16], "stage_strides": [1, 2], "se": [False, True], "activations": ["relu", "hardswish"],
+    "head_widths": [32, 32], "in_channels": 1, "num_classes": 10,
+}  # fmt: skip
+
+
+def table(folder: Path, name: str, ms_per_mac: float, ms_per_param: float) -> str:
+    """A made-up device: some pay for MACs, others for weights."""
+    path = folder / f"{name}.json"
+    blocks = BlockIndex(make_space("mobilenetv3", SPACE)).blocks
+    rows = {block.key: Row(1e-3 + ms_per_mac * block.macs + ms_per_param * block.params, 0.0, 1) for block in blocks}
+    write_table(LatencyTable(Target(), {"cpu": name}, {}, 0.01, (), None, rows), path)
+    return path.as_posix()
+
+
+def recipe(folder: Path, name: str, table_path: str, supernet: str, *, search: str = "", seed: int = 0) -> str:
+    space = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SPACE.items())
+    return (
+        f'name = "{name}"\nseed = {seed}\nruns = "{(folder / "runs").as_posix()}"\n'
+        f'[data]\nsource = "digits"\nvalid_fraction = 0.7\n[space]\nname = "mobilenetv3"\n{space}\n'
+        f'[profile]\ntable = "{table_path}"\n[search]\ntrainings = 3\n{search}\n'
+        f'[train]\nepochs = 2\nbatch_size = 64\ndevice = "cpu"\nthreads = 1\n[supernet]\nevaluations = 20\n{supernet}\n'
+    )
+
+
+def run_of(text: str) -> Run:
+    return Run(parse_recipe(text), text)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("supernet")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> Run:
+    """A supernet trained for a device that pays for MACs."""
+    text = recipe(folder, "first", table(folder, "macs", 1e-6, 0), 'method = "sandwich"\nepochs = 2', search="")
+    run = run_of(text)
+    search_stage(run)
+    return run
+
+
+def test_members_of_the_front_are_trials_with_their_shared_weights(first: Run) -> None:
+    trials = recorded(train_study(first))
+    assert len(trials) == 3
+    for arch, trial in trials.items():
+        network, data = trained_network(first, arch), first.data
+        accuracy = evaluate(network, data.x_valid, data.y_valid, data.mean, data.std, 8)
+        assert accuracy == pytest.approx(trial.values[0])
+        assert trial.user_attrs["shared_accuracy"] == pytest.approx(accuracy)
+        assert trial.values[1] == pytest.approx(float(first.predictor.predict_ms(np.array([arch]))[0]))
+    subnets = json.loads((first.folder / "supernet" / "subnets.json").read_text())
+    assert len(subnets["accuracies"]) == 20
+
+
+def test_a_finished_search_is_not_done_again(first: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted((trial.number, trial.values) for trial in recorded(train_study(first)).values())
+    monkeypatch.setattr("hwnas.supernets.train_supernet", None)
+    monkeypatch.setattr("hwnas.supernets.evaluate", None)  # nor anything evaluated
+    again = run_of(first.recipe_text)
+    search_stage(again)
+    assert sorted((trial.number, trial.values) for trial in recorded(train_study(again)).values()) == before
+
+
+def test_a_second_target_needs_no_training_and_has_a_front_of_its_own(
+    first: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwnas.supernets.train_supernet", None)
+    supernet = f'trained = "{first.folder.as_posix()}"'
+    limit = 'params = "4 k"'
+    second = run_of(recipe(folder, "second", table(folder, "params", 0, 1e-6), supernet, search=limit))
+    search_stage(second)
+    ours, theirs = (set(recorded(train_study(run))) for run in (second, first))
+    assert ours != theirs
+    assert all(sum(block.params for block in second.space.blocks(arch)) <= 4000 for arch in ours)
+    for arch in ours:  # of the same weights
+        a, b = (trained_network(second, arch).state_dict(), second.space.build(arch).state_dict())
+        assert a.keys() == b.keys()
+
+
+def test_another_space_or_split_is_refused(first: Run, folder: Path) -> None:
+    trained = f'trained = "{first.folder.as_posix()}"'
+    other = run_of(recipe(folder, "third", first.table_path.as_posix(), trained, seed=1))
+    with pytest.raises(RunError, match=r"of another split: \[0, 0.7\] instead of \[1, 0.7\]"):
+        search_stage(other)
+
+
+def test_a_run_without_a_supernet_is_said(first: Run, folder: Path) -> None:
+    missing = run_of(recipe(folder, "fourth", first.table_path.as_posix(), f'trained = "{folder / "none"}"'))
+    with pytest.raises(RunError, match="train that supernet first"):
+        search_stage(missing)
+
+
+def test_a_limit_that_nothing_keeps_is_said(first: Run, folder: Path) -> None:
+    trained = f'trained = "{first.folder.as_posix()}"'
+    run = run_of(recipe(folder, "fifth", first.table_path.as_posix(), trained, search='latency = "1 us"'))
+    with pytest.raises(InfeasibleError, match="attainable"):
+        search_stage(run)
+
+
+def test_members_are_trained_on_as_the_recipe_says(first: Run, folder: Path) -> None:
+    supernet = f'trained = "{first.folder.as_posix()}"\nfine_tune = 1'
+    run = run_of(recipe(folder, "sixth", first.table_path.as_posix(), supernet))
+    search_stage(run)
+    trials = recorded(train_study(run))
+    assert all(trial.user_attrs["epochs"] == 1 for trial in trials.values())
+    assert any(trial.values[0] != trial.user_attrs["shared_accuracy"] for trial in trials.values())
+    same = set(trials) & set(recorded(train_study(first)))
+    assert same
+    for arch in same:
+        weights = [next(iter(trained_network(one, arch).parameters())) for one in (run, first)]
+        assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('method = "sandwich"', "give one of them"),
+        ('method = "sandwich"\nepochs = 1\nminutes = 1', "give one of them"),
+        ('method = "ofa"\nepochs = 1', "supernet.method = 'ofa'"),
+        ("evaluation = 3", "did you mean evaluations"),
+    ],
+)
+def test_keys_that_cannot_be_used_are_said(keys: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(f'name = "x"\n[supernet]\n{keys}\n')

@@ -8,8 +8,8 @@ are left out. Rows are drawn at random for the fit; judged is every other row wh
 were measured several times). All numbers are means over the draws.
 
 covered: the share of accuracies within the 90 % interval, width: its median width. The MLP has three layers of 400
-units on one-hot options (Cai et al., ICLR 2020, section 4), fitted by Adam; the ridge has its penalty from leave-one-out
-errors. The seeds from 100 on served the development of the predictor, those below did not.
+units on one-hot options (Cai et al., ICLR 2020, section 4), fitted by Adam; the ridge has its penalty from
+leave-one-out errors. The predictor was developed on draws of seeds from 100 on, here they begin at 0.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
 LEAST_ROWS = 10
 _FOLDS, _FEWER_FOLDS = 10, 5
 _MANY_ROWS = 500  # networks from which on fewer folds do
-_CLEARLY = 1.03  # a candidate is clearly worse than the best if its error is larger by this factor
+# A candidate is clearly worse than the best if its error is larger by this factor and this share of the deviation.
+_CLEARLY, _NEGLIGIBLE = 1.03, 1e-3
 _CHUNK = 2048  # architectures at once: what is compared with all rows of the fit stays in the cache
 
 
@@ -208,8 +209,8 @@ def _mean(predictions: Sequence[FloatVector]) -> FloatVector:
 def _fastest_good(held_out: dict[str, FloatVector], values: FloatVector) -> str:
     """The first candidate whose root mean square error on the fitted scale is not clearly above the least."""
     errors = {name: float(np.sqrt(((values - predicted) ** 2).mean())) for name, predicted in held_out.items()}
-    least = min(errors.values())
-    return next(name for name, error in errors.items() if error <= _CLEARLY * least)
+    most = _CLEARLY * min(errors.values()) + _NEGLIGIBLE * max(float(values.std()), _NEGLIGIBLE)
+    return next(name for name, error in errors.items() if error <= most)
 
 
 def _judge(name: str, predicted: FloatVector, accuracy: FloatVector) -> HeldOut:

@@ -13,18 +13,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.linalg import cho_solve
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, solve_triangular
 
 from hwnas.search.accuracy_features import Encoder, SingleMatrix
 from hwnas.search.gp import GaussianProcess, Kernel
 from hwnas.search.problem import FloatMatrix, FloatVector
 from hwnas.space import IntMatrix
 
+FloatArray = NDArray[np.floating[Any]]
+
 TUNING_ROWS = 400  # rows that choose hyper-parameters; all rows are then fitted with them
 _SUPPORT = 2000  # rows that Gaussian kernels compare with: prediction takes as much longer as there are more
 _FOLDED = 4000  # rows behind linear and quadratic kernels, of which prediction knows nothing
 _JITTER = 1e-6
+_PRECISIONS = (np.float32, np.float64)
 _ALL = slice(None)
+_ROUNDING = 1e-3  # of the deviation of the values: more is too much to predict in single precision, which is faster
 _TREES: dict[str, Any] = {"max_iter": 150, "learning_rate": 0.1, "min_samples_leaf": 5, "early_stopping": False}
 
 
@@ -59,11 +64,11 @@ class Kernels:
 class Bumps:
     """weights (m,) times exp(-|x - s|^2 / 2), x = raw @ `matrix` (columns, k), at (m, k) `support`."""
 
-    matrix: SingleMatrix
-    support: SingleMatrix
-    weights: SingleMatrix
+    matrix: FloatArray
+    support: FloatArray
+    weights: FloatArray
 
-    def __call__(self, raw: SingleMatrix) -> SingleMatrix:
+    def __call__(self, raw: SingleMatrix) -> FloatArray:
         """(n, columns) -> (n,)"""
         # |x - s|^2 as one matrix product: its squares ride along as columns
         near = _with_squares(raw @ self.matrix, first=True) @ _with_squares(self.support, first=False).T
@@ -75,8 +80,8 @@ class KernelModel:
     """The mean of a Gaussian process: level + linear (columns,) + quadratic (columns, columns) + bumps."""
 
     level: float
-    linear: SingleMatrix
-    quadratic: SingleMatrix | None
+    linear: FloatArray
+    quadratic: FloatArray | None
     bumps: tuple[Bumps, ...]
 
     def predict(self, raw: SingleMatrix) -> FloatVector:
@@ -173,7 +178,10 @@ def _fit_kernels(encoder: Encoder, kernels: Kernels, archs: IntMatrix, values: F
     if len(archs) > most:
         support = np.sort(np.random.default_rng(seed).choice(len(archs), most, replace=False))
     weights = scale * _solve(kernels.kernels, parameters, features, (values - level) / scale, support)
-    return _folded(kernels, parameters, features[support], weights, level)
+    # Without noise, weights can be so large that single precision loses their sum.
+    single, double = (_folded(kernels, parameters, features[support], weights, level, dtype) for dtype in _PRECISIONS)
+    rows = encoder.raw(archs[tuning])
+    return single if np.abs(single.predict(rows) - double.predict(rows)).max() <= _ROUNDING * scale else double
 
 
 def _solve(
@@ -189,16 +197,27 @@ def _solve(
         cross += kernel.value(kernel.base(chosen, features), deviation, length)
     noise = float(np.exp(2 * parameters[-1])) + _JITTER
     if len(support) == len(features):
-        system, right = cross, values
-    else:
-        system, right = cross @ cross.T / noise + cross[:, support], cross @ values / noise
-        noise = _JITTER * float(np.trace(system)) / len(system)
-    system[np.diag_indices_from(system)] += noise
-    return np.asarray(cho_solve((np.linalg.cholesky(system), True), right))
+        return np.asarray(cho_solve((_cholesky(cross, noise), True), values))
+    # As a ridge on L^-1 k(x), L L^T the covariance of the support: that is better conditioned than equation 8.14.
+    lower = _cholesky(cross[:, support], _JITTER)
+    whitened = solve_triangular(lower, cross, lower=True)
+    ridge = cho_solve((_cholesky(whitened @ whitened.T, noise), True), whitened @ values)
+    return np.asarray(solve_triangular(lower, ridge, lower=True, trans="T"))
+
+
+def _cholesky(matrix: FloatMatrix, noise: float) -> FloatMatrix:
+    matrix = matrix.copy()
+    matrix[np.diag_indices_from(matrix)] += noise
+    return np.asarray(np.linalg.cholesky(matrix))
 
 
 def _folded(
-    kernels: Kernels, parameters: FloatVector, support: FloatMatrix, weights: FloatVector, level: float
+    kernels: Kernels,
+    parameters: FloatVector,
+    support: FloatMatrix,
+    weights: FloatVector,
+    level: float,
+    dtype: type[np.floating[Any]],
 ) -> KernelModel:
     """The same function of raw features, without the support rows as far as kernels are linear or quadratic."""
     linear = np.zeros(len(kernels.matrix))
@@ -214,16 +233,13 @@ def _folded(
             linear += own @ (seen.T @ weighted)
         else:
             shrink = np.exp(-length)
-            bumps.append(Bumps(*(_single(each) for each in (shrink * own, shrink * seen, weighted))))
-    return KernelModel(level, _single(linear), None if quadratic is None else _single(quadratic), tuple(bumps))
+            bumps.append(Bumps(*(each.astype(dtype) for each in (shrink * own, shrink * seen, weighted))))
+    folded = None if quadratic is None else quadratic.astype(dtype)
+    return KernelModel(level, linear.astype(dtype), folded, tuple(bumps))
 
 
-def _with_squares(x: SingleMatrix, *, first: bool) -> SingleMatrix:
+def _with_squares(x: FloatArray, *, first: bool) -> FloatArray:
     """(n, k) -> (n, k + 2): such that the products of the rows of two are -|x - y|^2 / 2."""
     squares = -0.5 * np.einsum("ij,ij->i", x, x)
     ones = np.ones_like(squares)
     return np.column_stack([x, squares, ones] if first else [x, ones, squares])
-
-
-def _single(values: FloatMatrix) -> SingleMatrix:
-    return np.asarray(values, dtype=np.float32)

@@ -152,6 +152,14 @@ def train(
                 if progress is not None:
                     progress(stand.epoch, stand.epoch + left, facts)
 
+            def save_and_tell() -> None:
+                if checkpoint is not None:
+                    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "stand": asdict(stand)}
+                    if average is not None:
+                        state["average"] = average.state()
+                    save_checkpoint(checkpoint, identity, state)
+                tell()
+
             if stand.epoch:
                 _first_alone(tell)
             while stand.progress < 1:
@@ -176,27 +184,25 @@ def train(
                 speed = len(data.x_train) / max(trained - started, 1e-9)
                 stand = _Stand(stand.epoch + 1, 1.0 if over else end, seconds, loss, valid, rates[-1], speed)
                 stand = from_first(stand)  # all take the same decisions, whatever their clocks say
-                if checkpoint is not None:
-                    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "stand": asdict(stand)}
-                    if average is not None:
-                        state["average"] = average.state()
-                    save_checkpoint(checkpoint, identity, state)
-                _first_alone(tell)
+                _first_alone(save_and_tell)
         if average is not None:
             average.install()
         test = _accuracy(module, data.x_test, data.y_test, data, size)
         return TrainResult(stand.valid_accuracy, test, stand.epoch, stand.train_loss, stand.seconds)
 
 
-def _first_alone(tell: Callable[[], None]) -> None:
+def _first_alone(work: Callable[[], None]) -> None:
     """Call it in the first process; an exception it raises ends the training in all of them.
 
     The others raise TrainingFailed with its text: they would wait for the first one for ever.
     """
+    if ranks().count == 1:
+        work()
+        return
     error: Exception | None = None
     if ranks().first:
         try:
-            tell()
+            work()
         except Exception as raised:
             error = raised
     reason = from_first(None if error is None else f"{type(error).__name__}: {error}")

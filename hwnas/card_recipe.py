@@ -22,6 +22,12 @@ from hwprof.runtimes import RUNTIMES
 # What is the same on every machine, and needs no word.
 LOCAL, DIGITS = "local", "digits"
 _NAME = 80  # characters of the card's name of its run that go into that of this one
+# What a card may ask for: a stranger's should not bring the machine down.
+_MOST = {
+    "target": {"batch": 4096, "threads": 256},
+    "profile": {"networks": 1000, "fit": 1000, "held_out": 1000},
+    "train": {"epochs": 100_000, "child_epochs": 100_000, "batch_size": 65_536},
+}
 _LEVEL = re.compile("[A-Za-z0-9+_.=-]{1,40}")
 
 
@@ -51,6 +57,7 @@ def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str
         raise RecipeError(f"the card's target.runtime is {target.runtime!r}; known here: {', '.join(RUNTIMES)}")
     if not _LEVEL.fullmatch(target.optimisation):  # it names files
         raise RecipeError(f"the card's target.optimisation is {target.optimisation!r}, which is no level of a runtime")
+    _require_moderate(theirs)
     device = given.device or target.device
     if given.device is None and device != LOCAL:
         raise RecipeError(
@@ -107,6 +114,17 @@ def _require_own_training(theirs: Recipe) -> None:
             "the card's network has its weights of a supernet, which is trained for a whole space and is not in the "
             "card: save the card's recipe as a file and run all of it with: hwnas run RECIPE"
         )
+
+
+def _require_moderate(theirs: Recipe) -> None:
+    for name, most in _MOST.items():
+        section = getattr(theirs, name)
+        for key, bound in most.items():
+            if (value := getattr(section, key)) is not None and value > bound:
+                raise RecipeError(
+                    f"the card asks for {name}.{key} = {value}, from a card at most {bound} is taken: save its recipe "
+                    "as a file, read it, and run that"
+                )
 
 
 def _notes(card: Card, theirs: Recipe, ours: Recipe) -> Iterator[str]:

@@ -34,6 +34,8 @@ from hwnas.training import sweep_checkpoints, train_trial
 from hwprof.files import write_atomic
 
 RECIPE = "recipe.toml"
+# The largest network that is trained because a card says so.
+MOST_PIXELS, MOST_PARAMS = 4096, 10**9
 
 
 def write_recipe(card: Card, folder: Path, given: Given, *, fresh: bool = False) -> tuple[Path, tuple[str, ...]]:
@@ -57,6 +59,7 @@ def reproduce(run: Run, card: Card) -> Reproduction:
     Raises what `train_card`, profiling and export raise.
     """
     run.open_folder()
+    _architectures(run, card)  # a card that cannot be right is told before anything is measured
     with run.timed("profile"):
         profile_stage(run)
     with run.timed("train"):
@@ -119,6 +122,13 @@ def _architectures(run: Run, card: Card) -> tuple[Arch, list[Arch]]:
     )
     if len({arch, *lineage}) <= len(lineage):
         raise RecipeError("the card names a network twice among those that weights were inherited from: was it edited?")
+    pixels = run.space.largest_input[1]
+    params = max(sum(block.params for block in run.space.blocks(one)) for one in (arch, *lineage))
+    if pixels > MOST_PIXELS or params > MOST_PARAMS:
+        raise RecipeError(
+            f"the card's space has images of {pixels} pixels, and its networks {params} parameters; from a card at most "
+            f"{MOST_PIXELS} and {MOST_PARAMS} are taken: save its recipe as a file, read it, and run that"
+        )
     return arch, lineage
 
 

@@ -181,6 +181,18 @@ def evil(key: str = "", value: str = "") -> Card:
     return make_card(recipe=text, training=replace(make_card().training, lineage=()))
 
 
+def test_a_network_that_fills_the_machine_is_refused(family: tuple[Path, Card, bytes], tmp_path: Path) -> None:
+    folder, card, _ = family
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hwnas.from_card.MOST_PARAMS", card.params - 1)
+        with pytest.raises(RecipeError, match=f"{card.params} parameters"):
+            reproduce(run_of(card, tmp_path, given(folder)), card)
+        patch.setattr("hwnas.from_card.MOST_PARAMS", card.params)
+        patch.setattr("hwnas.from_card.MOST_PIXELS", 7)
+        with pytest.raises(RecipeError, match="images of 8 pixels"):
+            train_card(run_of(card, tmp_path, given(folder)), card)
+
+
 def test_what_names_another_machine_is_not_used_and_is_said(tmp_path: Path) -> None:
     recipe, notes = recipe_of(evil(), tmp_path / "runs", Given())
     assert recipe.folder == tmp_path / "runs" / "quickstart-card"
@@ -225,6 +237,9 @@ def test_machines_and_data_need_the_users_word(
         (lambda: make_card(recipe='name = "a"\n"\\u001b[2J" = 1'), r"unknown key \\x1b\[2J"),
         (lambda: make_card(recipe='name = "a"\n[target]\nruntime = "../../x"'), "target.runtime is '../../x'"),
         (lambda: make_card(recipe='name = "a"\n[target]\noptimisation = "all/../../x"'), "is no level"),
+        (lambda: evil("epochs", "1000000000"), "train.epochs = 1000000000, from a card at most"),
+        (lambda: make_card(recipe='name = "a"\n[target]\nthreads = 100000'), "target.threads = 100000"),
+        (lambda: make_card(recipe='name = "a"\n[profile]\nnetworks = 10000000'), "profile.networks"),
     ],
 )
 def test_recipes_that_are_refused(card: Callable[[], Card], why: str, tmp_path: Path) -> None:
@@ -268,7 +283,7 @@ IMAGES = (1000, 1000)
         ({"target": {"device": "ssh:x", "runtime": "onnxruntime", "threads": 1, "cpu": "Example CPU"}},
          (True, True, True), "is the same"),
         ({"target": {"cpu": "B"}}, (True, True, None), "another target: 'cpu' is 'Example CPU' there, 'B' here"),
-        ({"accuracy_percent": None}, (True, None, True), "no file was checked"),
+        ({"accuracy_percent": None}, (True, None, True), "or was not checked"),
     ],
 )  # fmt: skip
 def test_then_and_now(changes: dict[str, Any], holds: tuple[bool | None, ...], remark: str) -> None:
@@ -281,6 +296,13 @@ def test_then_and_now(changes: dict[str, Any], holds: tuple[bool | None, ...], r
     assert result.holds == (False not in holds)
     assert result.verdict.startswith("Reproduced" if result.holds else "Not reproduced")
     assert reproduction_table(result).row_count == 3
+
+
+def test_a_file_of_another_format_is_not_compared() -> None:
+    shipped = make_card(accuracy_percent={"validation": 80.0, "test": 80.0}, measured_ms=None)
+    result = compare(shipped, make_card(), IMAGES)
+    assert [one.holds for one in result.compared] == [True, None, None]
+    assert "the card's file was not measured" in result.verdict
 
 
 def test_a_training_bounded_in_seconds_may_differ() -> None:

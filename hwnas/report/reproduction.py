@@ -59,7 +59,13 @@ def compare(card: Card, again: Card, images: tuple[int, int], reasons: Sequence[
     why = [*reasons, *training_differences(card, again)]
     accuracies = (
         ("validation accuracy", card.valid_accuracy_percent, again.valid_accuracy_percent, images[0]),
-        ("accuracy of the file", card.accuracy, again.accuracy, images[1]),
+        # A card of another format has its file's accuracies by split: eight bits are no wrong training.
+        (
+            "accuracy of the file",
+            None if isinstance(card.accuracy_percent, dict) else card.accuracy,
+            again.accuracy,
+            images[1],
+        ),
     )
     rows = [_accuracy(what, then, now, count, bool(data), why) for what, then, now, count in accuracies]
     return Reproduction(again.name, (*rows, _latency(card, again)))
@@ -93,7 +99,9 @@ def _accuracy(
 ) -> Compared:
     shown = (_percent(then), _percent(now))
     if then is None or now is None:
-        return Compared(what, *shown, None, "cannot be compared: no file was checked")
+        return Compared(
+            what, *shown, None, "cannot be compared: the card's file is of another format, or was not checked"
+        )
     off = abs(now - then)
     if other_data:
         holds, remark = False, "is that on other images than the card's: their mean or deviation differs"
@@ -115,7 +123,8 @@ def _latency(card: Card, again: Card) -> Compared:
     shown = _measured(card), _measured(again)
     if card.measured_ms is None or again.measured_ms is None:
         missing = again.not_measured if again.measured_ms is None else card.not_measured
-        return Compared(what, *shown, None, f"cannot be compared: {missing!r:.200}")
+        why = f"{missing!r:.200}" if missing else "the card's file was not measured"
+        return Compared(what, *shown, None, f"cannot be compared: {why}")
     differing = [
         key
         for key in sorted({*card.target, *again.target} - {"device"})

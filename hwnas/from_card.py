@@ -97,6 +97,8 @@ def train_alone(run: Run, arch: Arch, parent: int | None, stage: str) -> int:
                     study.enqueue_trial(run.space.describe(arch), user_attrs=notes)
                 begun = [worker.begin()]
             (trial,) = begun
+            if trial.user_attrs.get(ARCH) != format_arch(arch):
+                raise RunError(f"{run.folder} was begun with another card; begin anew with --fresh")
             suggest(trial, run.space)  # Optuna knows the parameters of a trial once they were asked for
             train_trial(run, trial, partial(run.progress, stage), partial(worker.holds, trial))
         sweep_checkpoints(run)
@@ -126,8 +128,8 @@ def _architectures(run: Run, card: Card) -> tuple[Arch, list[Arch]]:
     params = max(sum(block.params for block in run.space.blocks(one)) for one in (arch, *lineage))
     if pixels > MOST_PIXELS or params > MOST_PARAMS:
         raise RecipeError(
-            f"the card's space has images of {pixels} pixels, and its networks {params} parameters; from a card at most "
-            f"{MOST_PIXELS} and {MOST_PARAMS} are taken: save its recipe as a file, read it, and run that"
+            f"the card's space has images of {pixels} pixels, and its networks {params} parameters; from a card at "
+            f"most {MOST_PIXELS} and {MOST_PARAMS} are taken: save its recipe as a file, read it, and run that"
         )
     return arch, lineage
 

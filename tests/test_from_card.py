@@ -183,14 +183,24 @@ def evil(key: str = "", value: str = "") -> Card:
 
 def test_a_network_that_fills_the_machine_is_refused(family: tuple[Path, Card, bytes], tmp_path: Path) -> None:
     folder, card, _ = family
+    run = run_of(card, tmp_path, given(folder))
+    for limit, why in (("MOST_PARAMS", f"at most 4096 and {card.params - 1} "), ("MOST_PIXELS", "images of 8 pixels")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"hwnas.from_card.{limit}", card.params - 1 if limit == "MOST_PARAMS" else 7)
+            with pytest.raises(RecipeError, match=why):
+                reproduce(run, card)
+    assert not (run.folder / "journal.log").exists(), "nothing was begun"
+
+
+def test_a_folder_begun_with_another_card_is_not_gone_on_with(family: tuple[Path, Card, bytes], tmp_path: Path) -> None:
+    folder, card, _ = family
+    run = run_of(replace(card, training=replace(card.training, lineage=())), tmp_path, given(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hwnas.from_card.MOST_PARAMS", card.params - 1)
-        with pytest.raises(RecipeError, match=f"{card.params} parameters"):
-            reproduce(run_of(card, tmp_path, given(folder)), card)
-        patch.setattr("hwnas.from_card.MOST_PARAMS", card.params)
-        patch.setattr("hwnas.from_card.MOST_PIXELS", 7)
-        with pytest.raises(RecipeError, match="images of 8 pixels"):
-            train_card(run_of(card, tmp_path, given(folder)), card)
+        patch.setattr("hwnas.from_card.train_trial", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_alone(run, parse_arch(card.arch), None, "train")
+    with pytest.raises(RunError, match="begun with another card"):
+        train_alone(run, parse_arch(card.training.lineage[0].arch), None, "train")
 
 
 def test_what_names_another_machine_is_not_used_and_is_said(tmp_path: Path) -> None:
@@ -283,7 +293,7 @@ IMAGES = (1000, 1000)
         ({"target": {"device": "ssh:x", "runtime": "onnxruntime", "threads": 1, "cpu": "Example CPU"}},
          (True, True, True), "is the same"),
         ({"target": {"cpu": "B"}}, (True, True, None), "another target: 'cpu' is 'Example CPU' there, 'B' here"),
-        ({"accuracy_percent": None}, (True, None, True), "or was not checked"),
+        ({"accuracy_percent": None}, (True, None, True), "or not checked"),
     ],
 )  # fmt: skip
 def test_then_and_now(changes: dict[str, Any], holds: tuple[bool | None, ...], remark: str) -> None:

@@ -57,15 +57,11 @@ def compare(card: Card, again: Card, images: tuple[int, int], reasons: Sequence[
     """
     data = [key for key in ("mean", "std") if card.input.get(key) != again.input.get(key)]
     why = [*reasons, *training_differences(card, again)]
+    # Cards of other formats have their files' accuracies by split: eight bits are no wrong training.
+    of_the_file = None if isinstance(card.accuracy_percent, dict) else card.accuracy
     accuracies = (
         ("validation accuracy", card.valid_accuracy_percent, again.valid_accuracy_percent, images[0]),
-        # A card of another format has its file's accuracies by split: eight bits are no wrong training.
-        (
-            "accuracy of the file",
-            None if isinstance(card.accuracy_percent, dict) else card.accuracy,
-            again.accuracy,
-            images[1],
-        ),
+        ("accuracy of the file", of_the_file, again.accuracy, images[1]),
     )
     rows = [_accuracy(what, then, now, count, bool(data), why) for what, then, now, count in accuracies]
     return Reproduction(again.name, (*rows, _latency(card, again)))
@@ -99,9 +95,7 @@ def _accuracy(
 ) -> Compared:
     shown = (_percent(then), _percent(now))
     if then is None or now is None:
-        return Compared(
-            what, *shown, None, "cannot be compared: the card's file is of another format, or was not checked"
-        )
+        return Compared(what, *shown, None, "cannot be compared: the card's file is of another format or not checked")
     off = abs(now - then)
     if other_data:
         holds, remark = False, "is that on other images than the card's: their mean or deviation differs"

@@ -125,7 +125,7 @@ def _missing(table: LatencyTable, space: str | None, arguments: str) -> list[str
 
     try:
         values = json.loads(arguments)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"--space-arguments is no JSON: {error}; write e.g. '{{\"width_mults\": [1.2]}}'") from error
     if not isinstance(values, dict):
         raise RecipeError(f"--space-arguments must be a JSON object, got {arguments}")

@@ -95,7 +95,7 @@ def _transfer(run: Run, folder: Path, shots: int, source: list[Path] | None) -> 
     sources = read_sources(space, source) if source else find_sources(space, Path(run.recipe.profile.tables))
     known: list[tuple[Arch, str, float | None]] = []
     if times.exists():
-        known = read_times(space, times.read_text(encoding="utf-8"), str(times))
+        known = read_times(space, times.read_text(encoding="utf-8", errors="replace"), str(times))
     if len(known) < shots:
         chosen = networks_to_measure(space, sources, shots - len(known), seed, [arch for arch, _, _ in known])
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,10 +30,11 @@ from hwnas.search.study import ARCH, failed, open_study, recorded
 from hwnas.space import parse_arch
 from hwprof import table as tables
 from hwprof.answers import Nonsense, read_recorded
-from hwprof.errors import HwprofError, TableError
+from hwprof.errors import HwprofError, MeasurementError, TableError
 from hwprof.files import read_bounded
 from hwprof.journal import Journal
 from hwprof.merge import merge_tables
+from hwprof.runtimes.ncnn_files import input_shapes, read_text
 from hwprof.table import Row, load_table, read_table
 from hwprof.target import Target
 
@@ -77,6 +78,18 @@ def group(**changed: Any) -> bytes:
 
 def published(text: str) -> Callable[[Path], object]:
     return written("t.csv", text, lambda folder: import_table(folder / "t.csv", target=Target(), format="csv"))
+
+
+def ncnn(layers: str) -> Callable[[Path], object]:
+    """The two files of a model that others wrote, without checksums."""
+
+    def read(folder: Path) -> object:
+        text = f"7767517\n{len(layers.splitlines())} 2\n{layers}\n"
+        (folder / "net.param").write_text(text, encoding="utf-8")
+        (folder / "net.bin").write_bytes(b"")
+        return input_shapes(read_text(folder / "net.param"))
+
+    return read
 
 
 HEADING = "key,mean_ms,std_ms,count\n"
@@ -141,6 +154,9 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "confirmed, text": (confirmed('{"0-1": "1"}'), RunError, "0-1.*; delete it, its networks"),
     "confirmed, NaN": (confirmed('{"0-1": NaN}'), RunError, "0-1.*; delete it, its networks"),
     "confirmed, bytes": (confirmed(b"\xff"), RunError, "is damaged .*; delete it, its networks"),
+    "ncnn, digits of a shape": (ncnn(f"Input x 0 1 x 0={DIGITS}"), MeasurementError, "the input x has no shape"),
+    "ncnn, other digits": (ncnn("Input x 0 1 x 0=8\nReLU y ١ 1 x y"), MeasurementError, "no .param file"),
+    "ncnn, digits of a number": (ncnn(f"Input x 0 {DIGITS} x"), MeasurementError, "no .param file"),
     "summary, large": (summary(" " * (LARGEST + 1)), RunError, "as no such file has"),
 }  # fmt: skip
 

@@ -63,7 +63,7 @@ def input_shapes(text: str) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for kind, name, _, _, *rest in _layers(text):
         if kind == "Input":
-            extents = dict(word.split("=", 1) for word in rest if re.fullmatch(r"[012]=[1-9]\d*", word))
+            extents = dict(word.split("=", 1) for word in rest if re.fullmatch("[012]=[1-9][0-9]{0,8}", word))
             if not extents or len(extents) != max(map(int, extents)) + 1:
                 raise MeasurementError(
                     f"the input {name} has no shape: write 0=WIDTH 1=HEIGHT 2=CHANNELS behind it in the .param file"
@@ -90,7 +90,7 @@ def _connected(layers: list[list[str]]) -> bool:
     """Whether every layer reads only what a layer before it wrote."""
     made: set[str] = set()
     for _, _, inputs, outputs, *rest in layers:
-        if not (inputs.isdecimal() and outputs.isdecimal()):
+        if not all(re.fullmatch("[0-9]{1,6}", number) for number in (inputs, outputs)):
             return False
         split, end = int(inputs), int(inputs) + int(outputs)
         if len(rest) < end or not made.issuperset(rest[:split]):

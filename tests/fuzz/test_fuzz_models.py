@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -75,6 +76,52 @@ def test_any_bytes(runtime: str, data: st.DataObject, models: dict[str, Path], t
     path.write_bytes(data.draw(bytes_like(models[runtime].read_bytes())))
     weights_path(path).write_bytes(b"" if runtime != "ncnn" else weights_path(models[runtime]).read_bytes())
     refused(lambda: READERS[runtime](path))
+
+
+@st.composite
+def changed_onnx(draw: st.DrawFn, data: bytes) -> bytes:
+    """A model with one to three of its fields changed, so that it still is one to a parser."""
+    model = onnx.load_model_from_string(data)
+    graph = model.graph
+    numbers = st.sampled_from([-1, 0, 1, 2**31, 2**40, 2**62, -(2**63)])
+    for _ in range(draw(st.integers(1, 3))):
+        tensor, node = draw(st.sampled_from(graph.initializer)), draw(st.sampled_from(graph.node))
+        change = draw(st.sampled_from(["dims", "type", "raw", "elsewhere", "input", "output", "swap", "drop", "shape"]))
+        if change == "dims":
+            tensor.dims.append(draw(numbers))
+        elif change == "type":
+            tensor.data_type = draw(st.integers(-1, 40))
+        elif change == "raw":
+            tensor.raw_data = tensor.raw_data[: draw(st.integers(0, 8))]
+        elif change == "elsewhere":
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=draw(st.sampled_from(["../x", "/etc/passwd", ""])))
+        elif change in ("input", "output"):
+            names = getattr(node, change)
+            names[draw(st.integers(0, len(names) - 1))] = draw(st.sampled_from(graph.node)).output[0]
+        elif change == "swap":
+            other = draw(st.sampled_from(graph.node))
+            kept = onnx.NodeProto.FromString(node.SerializeToString())
+            node.CopyFrom(other)
+            other.CopyFrom(kept)
+        elif change == "drop":
+            graph.node.remove(node)
+        else:
+            graph.input[0].type.tensor_type.shape.dim.add(dim_value=draw(numbers))
+    return bytes(model.SerializeToString())
+
+
+@fuzz
+@given(data=st.data())
+def test_the_fields_of_onnx(data: st.DataObject, models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(data.draw(changed_onnx(models["onnxruntime"].read_bytes())))
+    if refused(lambda: read_onnx(path)) is None:
+        known = {"", *(value.name for value in read_onnx(path).graph.input)}
+        known |= {tensor.name for tensor in read_onnx(path).graph.initializer}
+        for node in read_onnx(path).graph.node:
+            assert known.issuperset(node.input)
+            known |= {*node.output}
 
 
 @fuzz

@@ -18,6 +18,7 @@ import argparse
 import csv
 import gzip
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -144,7 +145,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--nb201-accuracy", default="c10_valid_200")
     parser.add_argument("--rows", default="100,200,500,1000", help="numbers of rows to fit")
     parser.add_argument("--seeds", type=int, default=5, help="random draws of these rows")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     given = parser.parse_args(arguments)
     sets = {}
     if given.ofa:
@@ -157,7 +158,7 @@ def main(arguments: list[str]) -> None:
     table = Table("data", "rows", "method", *columns, "chosen")
     for data, (space, archs, accuracy) in sets.items():
         for rows in (int(text) for text in given.rows.split(",")):
-            for method in given.methods.split(","):
+            for method in given.methods:
                 found: dict[str, list[float]] = defaultdict(list)
                 chosen: Counter[str] = Counter()
                 for seed in range(given.seeds):
@@ -175,7 +176,7 @@ def main(arguments: list[str]) -> None:
     console.print(
         f"means over {given.seeds} draws; rmse and width in percent points, fit in seconds, speed in predictions a "
         f"second\n{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy "
-        f"{np.__version__}; python benchmarks/accuracy_predictor.py {' '.join(arguments)}"
+        f"{np.__version__}; python benchmarks/accuracy_predictor.py {shlex.join(arguments)}"
     )
 
 

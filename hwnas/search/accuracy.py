@@ -222,7 +222,7 @@ def _judge(name: str, predicted: FloatVector, accuracy: FloatVector) -> HeldOut:
 
 
 def _quantile(errors: FloatVector, confidence: float) -> float:
-    """The bound that a new error keeps with this confidence (Lei et al. 2018, section 2.2)."""
+    """The bound that a new error keeps with this confidence (Lei et al. 2018)."""
     if not 0 < confidence < 1:
         raise PredictorError(f"confidence must lie between 0 and 1, got {confidence}")
     # Rounded because 0.9 / (1 - 0.9) is a little above 9, and a whole rank must stay whole.

@@ -22,6 +22,7 @@ from hwnas.space import IntMatrix, SearchSpace, Slot, format_arch
 Features = Callable[[IntMatrix], FloatMatrix]
 SingleMatrix = NDArray[np.float32]
 
+_LARGEST = 1e30  # of a feature: single precision ends at 3e38
 _PROBES = 32  # random architectures that show which slots switch others off
 
 
@@ -102,10 +103,10 @@ def encoder_of(presence: Presence, archs: IntMatrix, extra: Features | None) -> 
     columns = np.eye(raw.shape[1])
     blocks = {
         "options": columns[:, :options],
-        "levels": _unit(centred, _levels(space.slots, raw.shape[1], presence, archs)),
+        "levels": _unit(raw, _levels(space.slots, raw.shape[1], presence, archs)),
         "counts": _counts(space.slots, raw.shape[1]),
         "same": columns[:, options : options + same],
-        "extra": _unit(centred, columns[:, options + same :]),
+        "extra": _unit(raw, columns[:, options + same :]),
     }
     scaled = {name: _scaled(centred, matrix) for name, matrix in blocks.items()}
     return Encoder(presence, extra, mean, {name: matrix for name, matrix in scaled.items() if matrix.size})
@@ -126,10 +127,11 @@ def _extra(extra: Features | None, archs: IntMatrix) -> FloatMatrix:
     features = np.asarray(extra(archs), dtype=np.float64)
     if features.ndim != 2 or len(features) != len(archs):
         raise PredictorError(f"extra features of {len(archs)} architectures are (n, features), got {features.shape}")
-    broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    broken = np.flatnonzero(~(np.abs(features) < _LARGEST).all(axis=1))
     if len(broken):
         raise PredictorError(
-            f"the extra features of architecture {format_arch(archs[broken[0]])} are not finite; leave it out"
+            f"the extra features of architecture {format_arch(archs[broken[0]])} are not finite, or {_LARGEST:g} and "
+            f"more: {features[broken[0]].tolist()}; leave it out, or give logarithms"
         )
     return features
 
@@ -178,10 +180,10 @@ def _counts(slots: tuple[Slot, ...], columns: int) -> FloatMatrix:
     return np.stack(found, axis=1) if found else np.empty((columns, 0))
 
 
-def _unit(centred: FloatMatrix, matrix: FloatMatrix) -> FloatMatrix:
-    """Every column that varies scaled to a deviation of 1."""
-    spread = (centred @ matrix).std(axis=0)
-    kept = spread > 1e-6 * np.maximum(np.abs(matrix).max(axis=0, initial=0.0), 1e-30)
+def _unit(raw: FloatMatrix, matrix: FloatMatrix) -> FloatMatrix:
+    """Every column that varies, by more than rounding, scaled to a deviation of 1."""
+    spread = (raw @ matrix).std(axis=0)
+    kept = spread > 1e-9 * (np.abs(raw).max(axis=0) @ np.abs(matrix))
     return np.asarray(matrix[:, kept] / spread[kept])
 
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg import cho_solve, lapack, solve_triangular
 
+from hwnas.errors import PredictorError
 from hwnas.search.accuracy_features import Encoder, SingleMatrix
 from hwnas.search.gp import GaussianProcess, Kernel
 from hwnas.search.problem import FloatMatrix, FloatVector
@@ -27,8 +28,8 @@ TUNING_ROWS = 400  # rows that choose hyper-parameters; all rows are then fitted
 _SUPPORT = 2000  # rows that Gaussian kernels compare with: prediction takes as much longer as there are more
 _FOLDED = 4000  # rows behind linear and quadratic kernels, of which prediction knows nothing
 _JITTER = 1e-6
+_MORE = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 _PRECISIONS = (np.float32, np.float64)
-_ALL = slice(None)
 _ROUNDING = 1e-3  # of the deviation of the values: more is too much to predict in single precision, which is faster
 _TREES: dict[str, Any] = {"max_iter": 150, "learning_rate": 0.1, "min_samples_leaf": 5, "early_stopping": False}
 
@@ -50,6 +51,12 @@ class Quadratic(Kernel):
 
     def prior_variance(self, features: FloatMatrix, log_deviation: float) -> FloatVector:
         return np.asarray(np.exp(2 * log_deviation) * (features[:, self.features] ** 2).sum(axis=1) ** 2)
+
+
+# Which columns they see is said by `_stacked`.
+_LINEAR = Kernel("linear", slice(0), deviation_spread=1.5)
+_QUADRATIC = Quadratic("linear", slice(0), deviation=0.5, deviation_spread=1.5)
+_GAUSS = Kernel("gauss", slice(0), deviation=0.5, deviation_spread=1.5, length_spread=1.0)
 
 
 @dataclass(frozen=True)
@@ -136,23 +143,19 @@ def spread_rows(values: FloatVector, k: int) -> IntMatrix:
 
 def additive_kernels(encoder: Encoder) -> Kernels:
     """A linear kernel on each block."""
-    return _stacked(encoder, [(Kernel("linear", _ALL, deviation_spread=1.5), [name]) for name in encoder.blocks])
+    return _stacked(encoder, [(_LINEAR, [name]) for name in encoder.blocks])
 
 
 def pair_kernels(encoder: Encoder) -> Kernels:
     """Linear and quadratic kernels on each block."""
-    quadratic = Quadratic("linear", _ALL, deviation=0.5, deviation_spread=1.5)
-    linear = Kernel("linear", _ALL, deviation_spread=1.5)
-    return _stacked(encoder, [(kernel, [name]) for name in encoder.blocks for kernel in (linear, quadratic)])
+    return _stacked(encoder, [(kernel, [name]) for name in encoder.blocks for kernel in (_LINEAR, _QUADRATIC)])
 
 
 def smooth_kernels(encoder: Encoder) -> Kernels:
     """Linear kernels, and Gaussian ones on options, on levels, and on the other blocks together."""
-    gauss = Kernel("gauss", _ALL, deviation=0.5, deviation_spread=1.5, length_spread=1.0)
     rest = [name for name in encoder.blocks if name not in ("options", "levels")]
-    groups = [[name] for name in ("options", "levels") if name in encoder.blocks] + ([rest] if rest else [])
-    linear = [(Kernel("linear", _ALL, deviation_spread=1.5), [name]) for name in encoder.blocks]
-    return _stacked(encoder, linear + [(gauss, group) for group in groups])
+    groups = [[name] for name in encoder.blocks if name not in rest] + ([rest] if rest else [])
+    return _stacked(encoder, [(_LINEAR, [name]) for name in encoder.blocks] + [(_GAUSS, group) for group in groups])
 
 
 def _stacked(encoder: Encoder, parts: Sequence[tuple[Kernel, Sequence[str]]]) -> Kernels:
@@ -206,9 +209,13 @@ def _solve(
 
 
 def _cholesky(matrix: FloatMatrix, noise: float) -> FloatMatrix:
-    matrix = matrix.copy()
-    matrix[np.diag_indices_from(matrix)] += noise
-    return np.asarray(np.linalg.cholesky(matrix))
+    """The factor of a covariance with noise; with as much more as rounding asks for, where there is next to none."""
+    mean = float(np.diag(matrix).mean())
+    for more in _MORE:
+        lower, failed = lapack.dpotrf(matrix + (noise + more * mean) * np.eye(len(matrix)), lower=True)
+        if not failed:
+            return np.asarray(lower)
+    raise PredictorError("the covariance of the architectures cannot be inverted; are extra features very large?")
 
 
 def _folded(

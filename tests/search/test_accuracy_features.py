@@ -86,12 +86,24 @@ def test_a_space_that_knows_of_equal_networks_and_extra_features():
     np.testing.assert_allclose(extra, archs[:, :2] - archs[:, :2].mean(axis=0), atol=1e-6)
 
 
+def test_extra_features_in_any_unit_and_those_that_never_vary():
+    space = make_space("nasbench201", {})
+    archs = space.sample(200, np.random.default_rng(0))
+    first, constant = archs[:, :1] * 1.0, np.full((200, 1), 1 / 3)
+    sizes = []
+    for extra in (first, first * 1e-15, first * 1e15, constant, constant * 1e15):
+        encoder = encoder_of(Presence(space), archs, lambda rows, extra=extra: extra[: len(rows)])
+        sizes.append((encoder.raw(archs) @ encoder.blocks["extra"]).std() if "extra" in encoder.blocks else 0.0)
+    np.testing.assert_allclose(sizes, [1.0, 1.0, 1.0, 0.0, 0.0], atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (lambda archs: archs[:, 0] * 1.0, r"are \(n, features\), got \(30,\)"),
         (lambda archs: np.zeros((3, 1)), r"are \(n, features\), got \(3, 1\)"),
         (lambda archs: np.full((len(archs), 1), np.nan), "not finite"),
+        (lambda archs: np.full((len(archs), 1), 1e200), "give logarithms"),
     ],
 )
 def test_extra_features_that_cannot_be_used(toy, extra, message):

@@ -73,9 +73,9 @@ def check_exporter(exporter: Exporter, precision: str, spaces: Sequence[str] = t
             for inside in (False, True):
                 case = _Case(exporter, precision, space, inside)
                 folder = Path(name) / f"{space}-{inside}"
-                path = _check_numbers(case, folder)
+                path, infer = _check_numbers(case, folder)
                 if number == 0:
-                    _check_example(case, path)
+                    _check_example(case, path, infer)
                     _check_metadata(case, path)
         _check_refusals(case, path)
 
@@ -149,7 +149,8 @@ class _Case:
         return f"{self.exporter.name} {self.precision} of {self.space_name}, normalisation {where},"
 
 
-def _check_numbers(case: _Case, folder: Path) -> Path:
+def _check_numbers(case: _Case, folder: Path) -> tuple[Path, Infer]:
+    """What was shipped, and what runs it."""
     exporter, module = case.exporter, case.module
     labels = torch.from_numpy(case.expected.argmax(axis=1))
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -173,7 +174,7 @@ def _check_numbers(case: _Case, folder: Path) -> Path:
         shown["accuracy_percent"]["test"] >= 100 * (1 - 3 * TOLERANCE[case.precision]),
         f"{case} agrees with its network on {shown['accuracy_percent']['test']:.0f}% of labels only",
     )
-    return path
+    return path, infer
 
 
 def _check_batches(case: _Case, infer: Infer) -> None:
@@ -195,7 +196,7 @@ def _check_batches(case: _Case, infer: Infer) -> None:
         raise AssertionError(f"{case} takes {largest + 1} images, its largest_batch is {largest}")
 
 
-def _check_example(case: _Case, path: Path) -> None:
+def _check_example(case: _Case, path: Path, infer: Infer) -> None:
     """The example, with nothing but the folder, gives the labels that the file gives."""
     images = path.parent.parent / "images.npy"
     np.save(images, case.pixels[:8].numpy())
@@ -207,7 +208,6 @@ def _check_example(case: _Case, path: Path) -> None:
         timeout=300,
     )
     require(done.returncode == 0, f"the example of {case} fails: {done.stderr}")
-    infer = case.exporter.load(path, case.precision)
     logits = np.concatenate([infer(case.images[row : row + 1].numpy()) for row in range(8)])
     wanted = [case.card["classes"][label] for label in logits.argmax(axis=1)]
     said = done.stdout.splitlines()

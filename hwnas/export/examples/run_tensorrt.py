@@ -19,11 +19,11 @@ arrays = {"images": images, "logits": np.empty((len(images), len(classes)), np.f
 runtime = tensorrt.Runtime(tensorrt.Logger())
 context = runtime.deserialize_cuda_engine(Path(sys.argv[1]).read_bytes()).create_execution_context()
 context.set_input_shape("images", images.shape)
-for name, array in arrays.items():
-    context.set_tensor_address(name, cuda.cudaMalloc(array.nbytes)[1])
-cuda.cudaMemcpy(context.get_tensor_address("images"), images.ctypes.data, images.nbytes, cuda.cudaMemcpyKind(1))
+addresses = {name: cuda.cudaMalloc(array.nbytes)[1] for name, array in arrays.items()}
+for name, address in addresses.items():
+    context.set_tensor_address(name, address)
+cuda.cudaMemcpy(addresses["images"], images.ctypes.data, images.nbytes, cuda.cudaMemcpyKind(1))
 context.execute_async_v3(cuda.cudaStreamCreate()[1])
 cuda.cudaDeviceSynchronize()
-logits = arrays["logits"]
-cuda.cudaMemcpy(logits.ctypes.data, context.get_tensor_address("logits"), logits.nbytes, cuda.cudaMemcpyKind(2))
-print("\n".join(classes[row.argmax()] for row in logits))
+cuda.cudaMemcpy(arrays["logits"].ctypes.data, addresses["logits"], arrays["logits"].nbytes, cuda.cudaMemcpyKind(2))
+print("\n".join(classes[row.argmax()] for row in arrays["logits"]))

@@ -34,6 +34,7 @@ from hwprof.errors import HwprofError, MeasurementError, TableError
 from hwprof.files import read_bounded
 from hwprof.journal import Journal
 from hwprof.merge import merge_tables
+from hwprof.runtimes.arrays import read_arrays
 from hwprof.runtimes.ncnn_files import input_shapes, read_text
 from hwprof.table import Row, load_table, read_table
 from hwprof.target import Target
@@ -90,6 +91,12 @@ def ncnn(layers: str) -> Callable[[Path], object]:
         return input_shapes(read_text(folder / "net.param"))
 
     return read
+
+
+def vast_npy() -> bytes:
+    """A .npy file whose header says more than there is memory."""
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
 HEADING = "key,mean_ms,std_ms,count\n"
@@ -154,6 +161,10 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "confirmed, text": (confirmed('{"0-1": "1"}'), RunError, "0-1.*; delete it, its networks"),
     "confirmed, NaN": (confirmed('{"0-1": NaN}'), RunError, "0-1.*; delete it, its networks"),
     "confirmed, bytes": (confirmed(b"\xff"), RunError, "is damaged .*; delete it, its networks"),
+    "inputs, vast": (
+        written("x.npy", vast_npy(), lambda folder: read_arrays([str(folder / "x.npy")])),
+        MeasurementError, "the inputs cannot be read",
+    ),
     "ncnn, digits of a shape": (ncnn(f"Input x 0 1 x 0={DIGITS}"), MeasurementError, "the input x has no shape"),
     "ncnn, other digits": (ncnn("Input x 0 1 x 0=8\nReLU y ١ 1 x y"), MeasurementError, "no .param file"),
     "ncnn, digits of a number": (ncnn(f"Input x 0 {DIGITS} x"), MeasurementError, "no .param file"),

@@ -24,6 +24,7 @@ from hwnas.graphs import write_arch
 from hwnas.spaces import make_space
 from hwnas.train.checkpoint import load_checkpoint, save_checkpoint
 from hwnas.trained import load_weights
+from hwprof.runtimes.arrays import read_arrays
 from hwprof.runtimes.ncnn_files import has_int8_weights, input_shapes, layer_kinds, read_text, sealed, weights_path
 from hwprof.runtimes.onnx_file import read_onnx
 from hwprof.runtimes.torch_file import TEXT, WEIGHTS, read_graph_file
@@ -143,6 +144,17 @@ def test_the_text_of_ncnn(data: st.DataObject, models: dict[str, Path], tmp_path
     path.write_bytes(sealed(body.encode(errors="replace").decode(), weights).encode())
     weights_path(path).write_bytes(weights)
     refused(lambda: read_ncnn(path))
+
+
+ARRAY = io.BytesIO()
+np.save(ARRAY, np.zeros((2, 3), np.float32))
+
+
+@fuzz
+@given(data=bytes_like(ARRAY.getvalue()))
+def test_the_inputs_of_an_inference(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(data)
+    refused(lambda: read_arrays([str(tmp_path / "x.npy")]))
 
 
 def network() -> nn.Module:

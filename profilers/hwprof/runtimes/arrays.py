@@ -22,7 +22,7 @@ def read_arrays(files: Sequence[str]) -> list[Array]:
     """The arrays of .npy files. Raises MeasurementError on a file that is none, or would have to be unpickled."""
     try:
         return [np.load(Path(file), allow_pickle=False) for file in files]
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the file system, and what NumPy raises on damage: MemoryError, SyntaxError, ...
         raise MeasurementError(f"the inputs cannot be read: {error}") from error
 
 

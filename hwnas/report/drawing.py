@@ -41,9 +41,10 @@ def strip(layers: Sequence[Layer]) -> Markup:
             middle = {"x": f"{left + width / 2:.2f}", "y": f"{_HEIGHT + 16:.0f}", "text_anchor": "middle"}
             drawn.append(tag("text", str(number), **middle))
         left += width
-    about = f"{len(layers)} blocks from the image on the left to the classes on the right, as wide as they take long"
+    about = f"{len(layers)} blocks from the image to the classes: a wide one takes long, a high one has a large output."
     box = f"0 0 {_WIDTH:.0f} {_HEIGHT + 22:.0f}"
-    return tag("svg", *drawn, **{"viewBox": box}, class_="strip", role="img", aria_label=about)
+    picture = tag("svg", *drawn, **{"viewBox": box}, class_="strip", role="img", aria_label=about)
+    return tag("figure", picture, tag("figcaption", about))
 
 
 def layer_table(layers: Sequence[Layer], other_ms: Mapping[str, float]) -> Markup:
@@ -52,7 +53,7 @@ def layer_table(layers: Sequence[Layer], other_ms: Mapping[str, float]) -> Marku
     rows = [*_rows(layers), *(_other(name, ms) for name, ms in other_ms.items())]
     table = tag(
         "table",
-        tag("caption", "Layer by layer"),
+        tag("caption", "Every block"),
         tag("thead", tag("tr", *headings)),
         tag("tbody", *rows),
         class_="layers",

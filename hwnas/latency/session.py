@@ -144,9 +144,9 @@ class Session:
 
 def check(record: Record) -> None:
     """Raise Nonsense unless the record is a measured group of a phase."""
-    for name in ("phase", "device"):
-        if not isinstance(record.get(name), str):
-            raise Nonsense(f"its {name} is {str(record.get(name))[:100]!r}")
+    for name, value in {"phase": record.get("phase"), "device": record.get("device", "")}.items():  # once there was none
+        if not isinstance(value, str):
+            raise Nonsense(f"its {name} is {str(value)[:100]!r}")
     read_recorded(record)
 
 

@@ -65,6 +65,12 @@ def test_good_journals_are_read(kind: str, tmp_path: Path) -> None:
     assert read(tmp_path / "j", lines(HEADER, record, {**record, "phase": 3}), check) == []
 
 
+def test_older_journals_without_devices_are_read(tmp_path: Path) -> None:
+    older = {key: value for key, value in GROUP.items() if key != "device"}
+    assert read(tmp_path / "j", lines(HEADER, older), session.check) == [older]
+    assert read(tmp_path / "j", lines(HEADER, {**older, "device": 3}), session.check) == []
+
+
 @fuzz
 @given(data=bytes_like(lines(HEADER, GROUP)))
 def test_any_bytes(data: bytes, tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ class Session:
 
 def check(record: Record) -> None:
     """Raise Nonsense unless the record is a measured group of a phase."""
-    for name, value in {"phase": record.get("phase"), "device": record.get("device", "")}.items():  # once there was none
-        if not isinstance(value, str):
-            raise Nonsense(f"its {name} is {str(value)[:100]!r}")
+    phase, device = record.get("phase"), record.get("device", "")  # older journals name no device
+    if not isinstance(phase, str) or not isinstance(device, str):
+        raise Nonsense(f"its phase is {str(phase)[:100]!r}, its device {str(device)[:100]!r}")
     read_recorded(record)
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -268,7 +269,7 @@ def _check_values(table: LatencyTable, source: str) -> None:
     _check_names("fusion_ms", table.fusion_ms, source)
     _check_names("models", names, source)
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(names).most_common(1)
         raise TableError(f"{source} holds the model {twice!r} twice; profile again, or delete one of them")
     positive: dict[str, Any] = {}
     counted: dict[str, Any] = {}

@@ -187,6 +187,8 @@ def test_it_is_an_error_of_ours(case: str, tmp_path: Path) -> None:
 def test_a_table_of_many_models_is_read_in_no_time() -> None:
     models = [{**VALUES["models"][0], "name": f"{number}"} for number in range(30_000)]
     assert len(load_table(resealed({**VALUES, "models": models})).models) == 30_000
+    with pytest.raises(TableError, match="holds the model '29999' twice"):
+        load_table(resealed({**VALUES, "models": [*models, models[-1]]}))
 
 
 def test_files_that_are_too_long_or_never_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def mlp(space: SearchSpace, archs: IntMatrix, accuracy: Vector, asked: IntMatrix
         ).astype(np.float64)
 
     level, scale = accuracy.mean(), accuracy.std()
-    network = MLPRegressor((400, 400, 400), max_iter=200, random_state=0)
+    network = MLPRegressor(hidden_layer_sizes=(400, 400, 400), max_iter=200, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         network.fit(one_hot(archs), (accuracy - level) / scale)

@@ -23,7 +23,6 @@ from hwnas.run import Run, train_study
 from hwnas.search.samplers.base import PARENT
 from hwnas.search.study import ARCH, recorded
 from hwnas.space import Arch, IntMatrix, format_arch
-from hwnas.train.device import training_device
 from hwnas.training import CURVE
 from hwprof.errors import HwprofError
 from hwprof.host import identity
@@ -108,7 +107,7 @@ def versions() -> dict[str, str]:
 def machine(run: Run) -> dict[str, str]:
     """The machine that trains and exports: its processor, and its GPU if networks are trained on it."""
     facts = {key: value for key, value in identity().items() if key in ("cpu", "cores", "machine", "system")}
-    if training_device(run.recipe.train.device).type == "cuda":
+    if run.recipe.train.device != "cpu" and torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
 

@@ -11,6 +11,7 @@ from hwnas.exporting import export_stage
 from hwnas.latency.check import Check, check_table, reanchored
 from hwnas.latency.selection import SweepConfig
 from hwnas.latency.sweep import profile
+from hwnas.proxyless_search import search_proxyless
 from hwnas.report.html import write_html
 from hwnas.report.summary import RunSummary
 from hwnas.run import SURROGATE, Run, move_aside
@@ -89,7 +90,9 @@ def search_stage(run: Run) -> list[Arch]:
     run.open_folder()
     _check_data(run)
     with run.timed("train"):
-        if by_supernet:
+        if run.recipe.supernet.method == "proxyless":
+            search_proxyless(run)
+        elif by_supernet:
             search_supernet(run)
         else:
             executors.search(run)

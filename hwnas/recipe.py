@@ -231,16 +231,24 @@ class SupernetSection(_Section):
     model of accuracy is fitted to them, and `search.trainings` members of the front that it foretells are evaluated
     with shared weights; each is trained on for `fine_tune` epochs. `sampling`: subnets are drawn evenly over options
     ("uniform") or over latency. `trained`: take the supernet of this run folder, trained for another target.
+
+    "proxyless" (ProxylessNAS) warms up a supernet of paths for `warmup_epochs` and then searches one network for each
+    of `targets`, latencies that it ends at or just below, for `epochs` each; `loss` is how latency enters. `fixed`
+    says the options of slots that no path decides: `{ resolution = 28, width = 1.0 }`.
     """
 
-    method: Literal["none", "progressive", "sandwich"] = "none"
+    method: Literal["none", "progressive", "sandwich", "proxyless"] = "none"
     trained: str | None = None
     epochs: float | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
     sampling: Literal["uniform", "latency"] = "uniform"
-    evaluations: int = Field(default=200, ge=20)
+    evaluations: int = Field(default=200, ge=10)  # as many as a model of accuracy needs
     fine_tune: int = Field(default=0, ge=0)
+    targets: list[Milliseconds] = []
+    warmup_epochs: int = Field(default=10, ge=0)
+    loss: Literal["add", "multiply", "reinforce"] = "add"
+    fixed: dict[str, int | float | str] = {}
 
     @field_validator("epochs", "minutes", "learning_rate", mode="before")
     @classmethod
@@ -251,6 +259,10 @@ class SupernetSection(_Section):
     def _one_budget(self) -> SupernetSection:
         if self.method != "none" and self.trained is None and (self.epochs is None) == (self.minutes is None):
             raise ValueError("a supernet is trained for epochs or for minutes; give one of them")
+        if self.method == "proxyless" and (self.epochs is None or self.epochs != round(self.epochs) or self.trained):
+            raise ValueError("proxyless searches for a whole number of epochs, and its paths serve no other run")
+        if self.method != "proxyless" and (self.targets or self.fixed):
+            raise ValueError('targets and fixed are for method = "proxyless"')
         return self
 
     @property

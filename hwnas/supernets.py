@@ -12,7 +12,7 @@ they share, trained on for some epochs if the recipe says so, exported, measured
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from hwnas.search.accuracy import AccuracyPredictor
 from hwnas.search.inner import nsga2, select_spread
 from hwnas.search.pareto import nondominated
 from hwnas.search.problem import FloatMatrix, to_losses
-from hwnas.search.study import record_trial, recorded
+from hwnas.search.study import recorded
 from hwnas.space import Arch, IntMatrix, format_arch, parse_arch, rows_of
+from hwnas.subnets import record_subnet
 from hwnas.supernet.elastic import Supernet
 from hwnas.supernet.extremes import largest_arch, smallest_arch
 from hwnas.supernet.images import SupernetImages
@@ -38,9 +39,8 @@ from hwnas.supernet.recalibrate import recalibrate
 from hwnas.supernet.stages import StageSampler, everything_free
 from hwnas.supernet.train import SupernetConfig, train_supernet
 from hwnas.train.device import training_device
-from hwnas.train.loop import evaluate, train
-from hwnas.trained import load_weights, save_weights, weights_path
-from hwnas.training import child_rate, train_config
+from hwnas.train.loop import evaluate
+from hwnas.trained import load_weights, save_weights
 from hwprof.files import write_atomic
 
 _AT_THE_FRONT = 0.25  # share of the evaluated subnets that are members of the front that the others foretell
@@ -69,7 +69,7 @@ def search_supernet(run: Run) -> None:
     for number, arch in enumerate(chosen):
         run.progress("evaluate the front", number, len(chosen))
         if arch not in known:
-            _record(run, weights, arch)
+            record_subnet(run, arch, weights.network(arch), weights.accuracy(arch))
     run.progress("evaluate the front", len(chosen), len(chosen))
 
 
@@ -224,44 +224,12 @@ def _front(run: Run, model: AccuracyPredictor) -> list[Arch]:
     slow: set[Arch] = set()
     while True:
         left = [arch for arch in rows_of(front) if arch not in slow]
-        matrix = np.array(left, dtype=np.int64).reshape(len(left), -1)
-        values = (
-            np.stack([model.predict(matrix), run.predictor.predict_ms(matrix)], axis=1) if left else np.empty((0, 2))
-        )
-        chosen = [left[row] for row in select_spread(values, run.recipe.search.trainings)] if left else []
+        if not left:
+            raise RunError("every network of the front was measured above the limit; relax search.latency")
+        matrix = np.array(left, dtype=np.int64)
+        values = np.stack([model.predict(matrix), run.predictor.predict_ms(matrix)], axis=1)
+        chosen = [left[row] for row in select_spread(values, run.recipe.search.trainings)]
         above = above_limit(run, chosen)
         if not above:
-            if not chosen:
-                raise RunError("every network of the front was measured above the limit; relax search.latency")
             return chosen
         slow |= set(above)
-
-
-def _record(run: Run, weights: _SharedWeights, arch: Arch) -> None:
-    """Evaluate one member of the front, trained on as the recipe says, save its weights and record its trial."""
-    section = run.recipe.supernet
-    network, shared = weights.network(arch), weights.accuracy(arch)
-    facts: dict[str, Any] = {"shared_accuracy": shared}
-    accuracy = shared
-    if section.fine_tune:
-        checkpoint = weights_path(run, arch).with_suffix(".checkpoint")
-        config = replace(
-            train_config(run), epochs=section.fine_tune, learning_rate=child_rate(run.recipe.train), warmup_epochs=0
-        )
-        result = train(
-            network,
-            run.data,
-            run.space.input_shape(arch)[1],
-            config,
-            device=training_device(run.recipe.train.device),
-            checkpoint=checkpoint,
-            progress=lambda done, planned, _: run.progress(f"fine-tune {run.network_name(arch)}", done, planned),
-            max_threads=run.recipe.train.threads,
-        )
-        facts |= asdict(result)
-        accuracy = result.valid_accuracy
-    save_weights(network.cpu(), weights_path(run, arch))
-    latency = float(run.predictor.predict_ms(np.array([arch]))[0])
-    record_trial(train_study(run), run.space, arch, (accuracy, latency), facts)
-    if section.fine_tune:
-        checkpoint.unlink(missing_ok=True)

@@ -327,9 +327,10 @@ def test_every_shipped_recipe_runs_at_toy_size(path: Path, tmp_path: Path) -> No
     # The smallest budget of everything; digits stand in for data that would have to be fetched.
     shrink = {
         "source": '"digits"',
-        "evaluations": "8",
+        "evaluations": "10",
         "trainings": "1",
         "epochs": "1",
+        "minutes": "0.03",
         "child_epochs": "1",
         "networks": "3",
         "fit": "8",

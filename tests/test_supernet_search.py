@@ -145,8 +145,32 @@ def test_members_are_trained_on_as_the_recipe_says(first: Run, folder: Path) -> 
         ('method = "sandwich"\nepochs = 1\nminutes = 1', "give one of them"),
         ('method = "ofa"\nepochs = 1', "supernet.method = 'ofa'"),
         ("evaluation = 3", "did you mean evaluations"),
+        ('method = "proxyless"\nepochs = 1.5', "whole number of epochs"),
+        ('method = "sandwich"\nepochs = 1\ntargets = ["1 ms"]', "are for method"),
     ],
 )
 def test_keys_that_cannot_be_used_are_said(keys: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         parse_recipe(f'name = "x"\n[supernet]\n{keys}\n')
+
+
+def test_proxylessnas_gives_a_network_for_every_target(first: Run, folder: Path) -> None:
+    table_path = table(folder, "macs", 1e-6, 0)
+    targets = [0.1, 0.13]
+    keys = (
+        f'method = "proxyless"\nepochs = 1\nwarmup_epochs = 1\nfine_tune = 1\ntargets = {[f"{t} ms" for t in targets]}'
+    )
+    run = run_of(recipe(folder, "proxyless", table_path, keys))
+    search_stage(run)
+    trials = sorted(recorded(train_study(run)).values(), key=lambda trial: trial.values[1])
+    assert len(trials) == 2
+    for trial, target in zip(trials, targets, strict=True):
+        assert 0.95 * target <= trial.values[1] <= target
+        assert trial.user_attrs["epochs"] == 1
+        assert "shared_accuracy" in trial.user_attrs
+
+
+def test_proxylessnas_without_a_target_is_said(first: Run, folder: Path) -> None:
+    keys = 'method = "proxyless"\nepochs = 1'
+    with pytest.raises(RecipeError, match="needs a latency to end at"):
+        search_stage(run_of(recipe(folder, "targetless", first.table_path.as_posix(), keys)))

@@ -40,6 +40,8 @@ class Shared(nn.Module):
                 for large, small in pairwise(sizes)
             }
         )
+        self._whole = dict(self.weights.named_parameters())  # looked up hundreds of times a step
+        self._constants = [name for name, _ in self.weights.named_buffers()]
         self._templates: dict[Block, tuple[nn.Module, dict[str, Part]]] = {}
 
     def part(self, block: Block) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -52,13 +54,11 @@ class Shared(nn.Module):
 
     def _value(self, name: str, part: Part) -> Tensor:
         steps = [matrix_name(large, small) for large, small in pairwise(part.kernels)]
-        return part.of(
-            self.weights.get_parameter(name), {step: self.matrices[_flat(f"{name}.{step}")] for step in steps}
-        )
+        return part.of(self._whole[name], {step: self.matrices[_flat(f"{name}.{step}")] for step in steps})
 
     def constants(self) -> dict[str, Tensor]:
         """Buffers that are no statistics."""
-        return dict(self.weights.named_buffers())
+        return {name: self.weights.get_buffer(name) for name in self._constants}
 
 
 class Supernet(nn.Module):

@@ -1,0 +1,54 @@
+"""From ProxylessNAS to a front: one network for each target latency, all from one warm-up, as trials."""
+
+from __future__ import annotations
+
+from hwnas.errors import RecipeError
+from hwnas.run import Run, train_study
+from hwnas.search.study import recorded
+from hwnas.subnets import record_subnet
+from hwnas.supernet.proxyless import ProxylessConfig, search
+from hwnas.supernet.relaxations import relax
+from hwnas.train.device import training_device
+from hwnas.train.loop import evaluate
+
+
+def search_proxyless(run: Run) -> None:
+    """Search a network for every target of the recipe, and record them as trials.
+
+    Targets hold for what the recipe's latency limit does: the predicted latency, or its upper bound. Raises RecipeError
+    without a target, SpaceError for a space without a relaxation, InfeasibleError if nothing keeps a target.
+    """
+    section = run.recipe.supernet
+    targets = section.targets or ([] if run.recipe.search.latency is None else [run.recipe.search.latency])
+    if not targets:
+        raise RecipeError(
+            'ProxylessNAS needs a latency to end at: supernet.targets = ["1 ms", "2 ms"], or search.latency'
+        )
+    rate = {} if section.learning_rate is None else {"learning_rate": section.learning_rate}
+    config = ProxylessConfig(
+        warmup_epochs=section.warmup_epochs,
+        epochs=max(1, round(section.epochs or 0)),
+        batch_size=run.recipe.train.batch_size,
+        augment=run.recipe.train.augment,
+        loss=section.loss,
+        seed=run.recipe.seed,
+        **rate,  # type: ignore[arg-type]
+    )
+    networks = search(
+        relax(run.space, section.fixed),
+        run.data,
+        run.searched_ms,
+        targets,
+        config,
+        folder=run.folder / "supernet",
+        device=training_device(run.recipe.train.device),
+        max_threads=run.recipe.train.threads,
+        progress=run.progress,
+    )
+    known, data = recorded(train_study(run)), run.data
+    for found in networks:
+        if found.arch not in known:
+            size = run.space.input_shape(found.arch)[1]
+            shared = evaluate(found.network, data.x_valid, data.y_valid, data.mean, data.std, size)
+            record_subnet(run, found.arch, found.network, shared)
+            known = recorded(train_study(run))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from hwnas.errors import RecipeError
 
 Augment = Literal["none", "crop", "crop_flip"]
 
 
 def draw_moves(kind: Augment, n: int, size: int, generator: torch.Generator) -> Tensor:
-    """(n, 3) int64: per image the shift down, the shift right (each up to size/8 pixels), and 1 to mirror, else 0."""
+    """(n, 3) int64: per image the shift down, the shift right (each up to size/8 pixels), and 1 to mirror, else 0.
+
+    Raises RecipeError on another kind.
+    """
+    if kind not in get_args(Augment):
+        raise RecipeError(f"augment must be one of {get_args(Augment)} here, got {kind!r}")
     moves = torch.zeros(n, 3, dtype=torch.int64)
     if kind == "none":
         return moves

@@ -45,7 +45,7 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float], size: int)
     pixels = resize(x, size).float().div_(255)
     statistics = torch.tensor([list(mean), list(std)], dtype=torch.float32)[:, :, None, None]
     # not to wait for a GPU in every batch; as large as an image, in its layout: broadcast over channels that are the
-    # innermost axis, they take a CPU ten times as long
+    # innermost axis, they take a CPU four times as long
     statistics = statistics.to(x.device, non_blocking=True)
     centre, scale = (torch.empty_like(pixels[:1]).copy_(values) for values in statistics)
     return pixels.sub_(centre).div_(scale)

@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
+from hwnas.errors import RecipeError
 from hwnas.train.augment import Augment, draw_moves, move
 
 
@@ -24,6 +25,11 @@ def test_moves_reach_an_eighth(kind: Augment, reach: int, mirrors: set[int]) -> 
         assert moves[:, axis].unique().tolist() == list(range(-reach, reach + 1))
     assert set(moves[:, 2].tolist()) == mirrors
     assert torch.equal(moves, draw_moves(kind, 500, 32, _generator()))
+
+
+def test_augmentations_of_torchvision_are_not_moves() -> None:
+    with pytest.raises(RecipeError, match=r"one of \('none', 'crop', 'crop_flip'\) here, got 'randaugment'"):
+        draw_moves("randaugment", 5, 8, _generator())  # type: ignore[arg-type]
 
 
 def test_small_images_move_by_a_pixel() -> None:

@@ -96,10 +96,10 @@ class AccuracyPredictor:
         extra: Features | None = None,
         candidates: Sequence[str] = tuple(CANDIDATES),
     ) -> AccuracyPredictor:
-        """Fit (n, slots) archs to (n,) accuracies in percent; some of one network count as one, with their mean.
+        """Fit (n, slots) archs to (n,) accuracies in percent; those of one network count once, by their mean.
 
         `extra` maps (n, slots) canonical architectures to (n, features) that are known of them, such as zero-shot
-        scores. Raises PredictorError if accuracies are not percent, the shapes differ, or there are fewer than 10
+        scores. `candidates` are names of CANDIDATES to choose among; `seed` draws the folds. Raises PredictorError if accuracies are not percent, the shapes differ, or there are fewer than 10
         networks; SpaceError if an architecture is not of the space.
         """
         unknown = sorted(set(candidates) - set(CANDIDATES))

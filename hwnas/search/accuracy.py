@@ -99,8 +99,9 @@ class AccuracyPredictor:
         """Fit (n, slots) archs to (n,) accuracies in percent; those of one network count once, by their mean.
 
         `extra` maps (n, slots) canonical architectures to (n, features) that are known of them, such as zero-shot
-        scores. `candidates` are names of CANDIDATES to choose among; `seed` draws the folds. Raises PredictorError if accuracies are not percent, the shapes differ, or there are fewer than 10
-        networks; SpaceError if an architecture is not of the space.
+        scores. `candidates` are names of CANDIDATES to choose among; `seed` draws the folds. Raises PredictorError if
+        accuracies are not percent, the shapes differ, or there are fewer than 10 networks; SpaceError if an
+        architecture is not of the space.
         """
         unknown = sorted(set(candidates) - set(CANDIDATES))
         if unknown or not candidates:

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from hwnas.errors import RunError
 from hwnas.search.processes import is_dead, this_process
 
 _GRACE_SECONDS = 30.0
+# What the fields of a line are, which Optuna takes as it finds them.
+_ATTRIBUTES = ("user_attr", "system_attr", "user_attrs", "system_attrs", "params", "distributions")
+_KINDS: dict[str, type] = {**dict.fromkeys(_ATTRIBUTES, dict), "study_name": str, "study_id": int, "trial_id": int}
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -50,6 +53,14 @@ class _Backend(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         self._path, self._own = path, _Lock(path)
         super().__init__(str(path), lock_obj=self._own)
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """The lines from that number on. Raises ValueError on one that is none of Optuna's."""
+        for log in super().read_logs(log_number_from):
+            for name, kind in _KINDS.items() if isinstance(log, dict) else ():
+                if not isinstance(log.get(name, kind()), kind):
+                    raise ValueError(f"a line has the {name} {str(log[name])[:100]!r}")
+            yield log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)

@@ -242,7 +242,12 @@ def test_failures_without_a_network_are_passed_over() -> None:
     assert failed(study_of(trial(None, reason="diverged"))) == {}
 
 
-OPERATIONS = ('{"op_code":9}', '{"op_code":0}', '{"op_code":4,"trial_id":7,"worker_id":"w"}')
+OPERATIONS = (
+    '{"op_code":9}',
+    '{"op_code":2,"study_id":0,"worker_id":"w","user_attr":[]}',
+    '{"op_code":0}',
+    '{"op_code":4,"trial_id":7,"worker_id":"w"}',
+)
 
 
 @pytest.mark.parametrize("line", [*OPERATIONS, "[]", DEEP])

@@ -57,6 +57,7 @@ _RAW = (
     "'x'",
 )
 _MARK = "@raw{}@"
+_AGAIN = "@again@"  # before a key: the same key once more
 
 scalars = st.one_of(st.none(), st.booleans(), st.sampled_from(_NUMBERS), st.sampled_from(_WORDS))
 hostile = st.one_of(
@@ -67,17 +68,6 @@ hostile = st.one_of(
     st.integers(),
     st.floats(),
 )
-
-
-class Twice(dict[str, Any]):
-    """An object that holds one of its keys twice."""
-
-    def __init__(self, values: dict[str, Any], key: str) -> None:
-        super().__init__(values)
-        self.key = key
-
-    def items(self) -> Any:
-        return [*super().items(), (self.key, self[self.key])]
 
 
 @st.composite
@@ -96,6 +86,8 @@ def changed_values(draw: st.DrawFn, values: Any) -> Any:
             del owner[key]
         elif change == "twice" and isinstance(owner, list):
             owner.insert(key, owner[key])
+        elif change == "twice":
+            owner[_AGAIN + key] = copy.deepcopy(draw(st.one_of(st.just(owner[key]), hostile)))
         elif change == "rename" and isinstance(owner, dict):
             owner[draw(st.one_of(st.text(max_size=10), st.sampled_from(_WORDS)))] = owner.pop(key)
         elif change == "wrap":
@@ -109,7 +101,7 @@ def changed_values(draw: st.DrawFn, values: Any) -> Any:
 
 def as_json(values: Any) -> str:
     """JSON text, with what no writer of JSON would write."""
-    text = json.dumps(values)
+    text = json.dumps(values).replace(_AGAIN, "")
     for number, raw in enumerate(_RAW):
         text = text.replace(f'"{_MARK.format(number)}"', raw)
     return text

@@ -28,6 +28,7 @@ from hwnas.errors import HwnasError
 from hwprof.errors import HwprofError
 
 if TYPE_CHECKING:
+    from hwnas.card_recipe import Given
     from hwnas.run import Run
 
 # Idle OpenMP threads that spin take the core from what is being trained or measured; torch reads this when imported.
@@ -194,19 +195,29 @@ def search(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Search under the latency table by training networks; goes on where it was stopped."""
+    """Search under the latency table by training networks; goes on where it was stopped.
+
+    A supernet may be trained by several processes: torchrun --nproc_per_node 4 -m hwnas search RECIPE.
+    """
     if zero_shot:
         _search_zero_shot(recipe, fresh, as_json)
         return
-    from hwnas.pipeline import search_stage
+    from hwnas.pipeline import help_stage, require_supernet, search_stage
     from hwnas.run import train_study
     from hwnas.search.study import recorded
     from hwnas.space import format_arch
+    from hwnas.supernets import accuracy_note
 
-    with _run(recipe, fresh) as run:
+    with _run(recipe, fresh and _rank() == 0) as run:
+        if _rank() > 0:
+            help_stage(run)
+            return
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            require_supernet(run)
         run.open_folder()
         front = search_stage(run)
         trials = recorded(train_study(run))
+        note = accuracy_note(run)
     rows = [
         {
             "network": run.network_name(arch),
@@ -225,7 +236,14 @@ def search(
     for row in rows:
         table.add_row(row["network"], f"{row['valid_accuracy_percent']:.1f}", f"{row['predicted_ms']:.3g}")
     out.print(table)
+    if note is not None:
+        out.print(note, soft_wrap=True)
     out.print(f"next: hwnas export {recipe}", soft_wrap=True)
+
+
+def _rank() -> int:
+    """Which process of torchrun this is; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
@@ -295,13 +313,64 @@ def export(
 
 
 @app.command(epilog="Example: hwnas run pipelines/quickstart.toml")
-def run(recipe: RecipePath, fresh: Fresh = False, as_json: Json = False) -> None:
+def run(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A recipe (TOML); write one with: hwnas new.")
+    ] = None,
+    fresh: Fresh = False,
+    from_card: Annotated[
+        Path | None,
+        typer.Option(metavar="CARD", help="Instead of a recipe: train and measure a network again from its card."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="With --from-card: the device, if the card's is not local.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="With --from-card: your copy of the data, e.g. folder:PATH.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="With --from-card: a latency table, else one is measured.")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="With --from-card: the folder of the run's folder.")
+    ] = Path("runs"),
+    as_json: Json = False,
+) -> None:
     """Profile, search and export in one go; goes on where it was stopped."""
+    if from_card is not None and recipe is None:
+        from hwnas.card_recipe import Given
+
+        _run_from_card(from_card, runs, Given(target, data, table), fresh, as_json)
+        return
+    if recipe is None or any(given is not None for given in (from_card, target, data, table)):
+        raise typer.BadParameter("give a RECIPE, or --from-card CARD with its options")
     from hwnas.pipeline import run_all
 
     with _run(recipe, fresh) as current:
         summary = run_all(current)
     _print_summary(summary, current.folder, as_json)
+
+
+def _run_from_card(path: Path, runs: Path, given: Given, fresh: bool, as_json: bool) -> None:
+    """Train, export and measure a card's network again; exit code 1 if what comes out contradicts the card."""
+    from hwnas.card import read_card
+    from hwnas.from_card import reproduce, write_recipe
+    from hwnas.report.reproduction import reproduction_table
+
+    card = read_card(path)
+    recipe, notes = write_recipe(card, runs, given, fresh=fresh)
+    for note in notes:
+        err.print(Text(note, style="yellow"), soft_wrap=True)
+    with _run(recipe) as current:
+        result = reproduce(current, card)
+    if as_json:
+        _print_json({**asdict(result), "holds": result.holds, "verdict": result.verdict})
+    else:
+        out.print(reproduction_table(result))
+        out.print(Text(result.verdict, style="bold"), soft_wrap=True)
+        out.print(f"report: {current.folder / 'report.html'}", soft_wrap=True)
+    if not result.holds:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: hwnas report runs/quickstart")

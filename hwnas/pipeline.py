@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwnas import executors
-from hwnas.errors import DataError, RunError
+from hwnas.errors import DataError, RecipeError, RunError
 from hwnas.exporting import export_stage
 from hwnas.latency.check import Check, check_table, reanchored
 from hwnas.latency.selection import SweepConfig
@@ -17,7 +17,7 @@ from hwnas.report.summary import RunSummary
 from hwnas.run import SURROGATE, Run, move_aside
 from hwnas.scored import ScoredNetwork, score_networks, scored_front
 from hwnas.space import Arch
-from hwnas.supernets import search_supernet
+from hwnas.supernets import help_train, search_supernet
 from hwnas.train.device import training_device
 from hwnas.trained import trained_front
 from hwprof.lock import table_lock
@@ -97,6 +97,25 @@ def search_stage(run: Run) -> list[Arch]:
         else:
             executors.search(run)
     return trained_front(run)
+
+
+def help_stage(run: Run) -> None:
+    """What a process of torchrun but the first does: it trains the supernet with the others.
+
+    Raises RecipeError where the recipe trains none: other searches have executors of their own.
+    """
+    require_supernet(run)
+    _check_data(run)
+    help_train(run)
+
+
+def require_supernet(run: Run) -> None:
+    """Raise RecipeError unless the recipe trains a supernet, which several processes of torchrun can."""
+    if run.recipe.supernet.method not in ("progressive", "sandwich"):
+        raise RecipeError(
+            'torchrun is for supernets (supernet.method = "sandwich" or "progressive"); several networks at once are '
+            'trained by search.executor = "processes"'
+        )
 
 
 def _check_data(run: Run) -> None:

@@ -83,6 +83,7 @@ class DataSection(_Section):
     root: str = "data"
     image_size: int | None = Field(default=None, ge=1)
     valid_fraction: float = Field(default=0.1, gt=0, lt=1)
+    licence: str | None = None  # of the images, for the cards of networks trained on them
 
 
 class ProfileSection(_Section):
@@ -182,6 +183,9 @@ class SearchSection(_Section):
 class TrainSection(_Section):
     """[train]: how networks are trained (see hwnas.train.loop), and on what they are trained and scored.
 
+    `ema`: the decay of an average over the weights, which is then what counts. `log`: for TensorBoard, in the run
+    folder.
+
     `inherit`: a network that the sampler made of another begins with its weights and trains `child_epochs` (None: half
     of `epochs`) at `child_learning_rate` (at its peak; None: half of that of others); where the step does not keep the
     function, it also learns from its parent with `distil_weight`. None: with the sampler "lemonade". A `stopper` ends
@@ -192,7 +196,12 @@ class TrainSection(_Section):
     epochs: int = Field(default=12, ge=1)
     batch_size: int = Field(default=64, ge=2)
     learning_rate: float | None = Field(default=None, gt=0)
-    augment: Literal["none", "crop", "crop_flip"] = "crop"
+    augment: Literal[
+        "none", "crop", "crop_flip", "random_resized_crop", "randaugment", "trivialaugment", "autoaugment"
+    ] = "crop"
+    mix: Literal["none", "mixup", "cutmix", "mixup_cutmix"] = "none"
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    log: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
     max_seconds: float | None = Field(default=None, gt=0)
     timeout_seconds: float | None = Field(default=None, gt=0)
@@ -206,7 +215,7 @@ class TrainSection(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator(
-        "learning_rate", "child_learning_rate", "max_seconds", "timeout_seconds", "distil_weight", mode="before"
+        "learning_rate", "child_learning_rate", "max_seconds", "timeout_seconds", "distil_weight", "ema", mode="before"
     )
     @classmethod
     def _whole_numbers_are_numbers(cls, value: Any) -> Any:
@@ -284,6 +293,13 @@ class Recipe(_Section):
     search: SearchSection = SearchSection()
     train: TrainSection = TrainSection()
     supernet: SupernetSection = SupernetSection()
+
+    @model_validator(mode="after")
+    def _a_supernet_is_trained_plainly(self) -> Recipe:
+        shares = self.supernet.method in ("progressive", "sandwich") and self.supernet.trained is None
+        if shares and (self.train.augment not in ("none", "crop", "crop_flip") or self.train.mix != "none"):
+            raise ValueError('a supernet is trained with train.augment "none", "crop" or "crop_flip" and no mix')
+        return self
 
     @property
     def folder(self) -> Path:

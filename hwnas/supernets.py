@@ -3,6 +3,7 @@
 runs/<name>/supernet/training.checkpoint   while it is trained
 runs/<name>/supernet/supernet.safetensors  its weights
 runs/<name>/supernet/subnets.json          accuracies of subnets, with what they are accuracies of
+runs/<name>/supernet/accuracy.json         the model of accuracy that was fitted to them
 
 Only the first target pays for the training: a recipe that names another run in `supernet.trained` takes its weights and
 its accuracies, and needs seconds. The members of the front are trials like any other: evaluated with the weights that
@@ -25,7 +26,8 @@ from hwnas.errors import RunError
 from hwnas.limits import known_limits
 from hwnas.run import Run, train_objectives, train_study
 from hwnas.saved import EXACT, from_text, to_text
-from hwnas.search.accuracy import AccuracyPredictor
+from hwnas.search.accuracy import CANDIDATES, AccuracyPredictor
+from hwnas.search.accuracy_file import accuracy_from_json, accuracy_to_json
 from hwnas.search.inner import nsga2, select_spread
 from hwnas.search.pareto import nondominated
 from hwnas.search.problem import FloatMatrix, to_losses
@@ -43,6 +45,7 @@ from hwnas.train.loop import evaluate
 from hwnas.trained import load_weights, save_weights
 from hwprof.files import write_atomic
 
+WEIGHTS, CHECKPOINT = "supernet.safetensors", "training.checkpoint"
 _AT_THE_FRONT = 0.25  # share of the evaluated subnets that are members of the front that the others foretell
 _POPULATION, _GENERATIONS = 100, 200
 
@@ -73,60 +76,57 @@ def search_supernet(run: Run) -> None:
     run.progress("evaluate the front", len(chosen), len(chosen))
 
 
-def predictor_facts(run: Run) -> AccuracyPredictor:
-    """The accuracy predictor of a run whose supernet is trained, for those who want to look at it."""
-    return _SharedWeights(run).accuracy_model()
+def help_train(run: Run) -> None:
+    """What processes of torchrun but the first do for a run: train the supernet with it, and nothing else."""
+    if run.recipe.supernet.trained is None and not (_folder(run) / WEIGHTS).exists():
+        _train(run, Supernet(run.space, seed=run.recipe.seed))
+
+
+def accuracy_note(run: Run) -> str | None:
+    """How well accuracy is predicted, in words; None if the run has no such model."""
+    path = _folder(run) / "accuracy.json"
+    if not path.exists():
+        return None
+    model = accuracy_from_json(path.read_text(encoding="utf-8"), space=run.space, source=str(path))
+    seen = model.held_out
+    return (
+        f"accuracy is predicted from {len(model.archs)} evaluated subnets ({model.chosen}): on held-out ones off by "
+        f"{seen.rmse:.2f} points (root mean square), rank correlations {seen.kendall:.2f} (Kendall) and "
+        f"{seen.spearman:.2f} (Spearman)"
+    )
+
+
+def _folder(run: Run) -> Path:
+    """Where the supernet is that the run uses: its own, or another run's."""
+    trained = run.recipe.supernet.trained
+    return (run.folder if trained is None else Path(trained)) / "supernet"
 
 
 class _SharedWeights:
     """A run's supernet with its images, and the accuracies of its subnets as far as they are known."""
 
     def __init__(self, run: Run) -> None:
-        section = run.recipe.supernet
         self._run = run
-        self.folder = (run.folder if section.trained is None else Path(section.trained)) / "supernet"
+        self.folder = _folder(run)
         self._device = training_device(run.recipe.train.device)
         self.net = Supernet(run.space, seed=run.recipe.seed)
         self.images = SupernetImages(run.data, run.space, self._device)
-        self._path = self.folder / "supernet.safetensors"
+        self._path = self.folder / WEIGHTS
         self._of = {
             "space": json.loads(json.dumps({"name": run.space.name, **run.space.config})),
             "data": run.data.name,
             # another split would validate on images that the supernet was trained on
             "split": [run.recipe.seed, run.recipe.data.valid_fraction],
         }
-        if section.trained is None and not self._path.exists():
-            self._train()
+        if run.recipe.supernet.trained is None and not self._path.exists():
+            _train(run, self.net)
+            save_weights(self.net.cpu(), self._path)
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
         self._known = self._read()
         if not self._path.exists():
             raise RunError(f"{self._path} is not there: train that supernet first, with: hwnas search RECIPE")
         load_weights(self.net, self._path)
         self.net.to(self._device)
-
-    def _train(self) -> None:
-        run, section = self._run, self._run.recipe.supernet
-        config = SupernetConfig(
-            method=section.method,
-            epochs=section.epochs,
-            minutes=section.minutes,
-            batch_size=run.recipe.train.batch_size,
-            augment=run.recipe.train.augment,
-            seed=run.recipe.seed,
-            **({} if section.learning_rate is None else {"learning_rate": section.learning_rate}),
-        )
-        checkpoint = self.folder / "training.checkpoint"
-        train_supernet(
-            self.net,
-            run.data,
-            config,
-            latency_ms=run.predictor.predict_ms if section.sampling == "latency" else None,
-            device=self._device,
-            checkpoint=checkpoint,
-            progress=lambda stage, done, of, facts: run.progress(stage, done, of),
-            max_threads=run.recipe.train.threads,
-        )
-        save_weights(self.net.cpu(), self._path)
-        checkpoint.unlink(missing_ok=True)
 
     def network(self, arch: Arch) -> nn.Module:
         """The subnet as a network of its own, with statistics of its own."""
@@ -141,20 +141,21 @@ class _SharedWeights:
 
     def accuracy_model(self) -> AccuracyPredictor:
         """A model of the subnets' accuracies: random ones first, then those that it thinks are on the front."""
-        run = self._run
-        # those of another run stay as they are, and so does what is fitted to them
-        wanted = 0 if run.recipe.supernet.trained is not None and self._known else run.recipe.supernet.evaluations
+        run, path = self._run, self.folder / "accuracy.json"
+        if path.exists():
+            return accuracy_from_json(path.read_text(encoding="utf-8"), space=run.space, source=str(path))
+        wanted = run.recipe.supernet.evaluations
         first = wanted - round(_AT_THE_FRONT * wanted)
-        if len(self._known) < first:
-            self._evaluate(self._random(first), first)
+        self._evaluate(self._random(first), first)
         if len(self._known) < wanted:
-            front = _predicted_front(run, self._fitted())
-            new = [arch for arch in rows_of(front) if arch not in self._known]
-            spread = [
-                new[row] for row in np.linspace(0, len(new) - 1, min(len(new), wanted - first)).round().astype(int)
-            ]
-            self._evaluate(spread, wanted)
-        return self._fitted()
+            # by the first ones alone, so that a killed search goes on with the same front
+            some = list(self._known)[:first]
+            new = [arch for arch in rows_of(_predicted_front(run, self._fitted(some))) if arch not in some]
+            rows = np.linspace(0, len(new) - 1, min(len(new), wanted - first)).round().astype(int)
+            self._evaluate([new[row] for row in rows], wanted)
+        model = self._fitted(list(self._known))
+        write_atomic(path, accuracy_to_json(model))
+        return model
 
     def _evaluate(self, archs: list[Arch], wanted: int) -> None:
         for arch in archs:
@@ -170,12 +171,14 @@ class _SharedWeights:
         space = self._run.space
         draw = StageSampler(space, everything_free(), self._run.predictor.predict_ms)
         rng = np.random.default_rng((self._run.recipe.seed, n))
-        return [largest_arch(space), smallest_arch(space), *rows_of(draw(max(n - 2, 1), rng))]
+        return [largest_arch(space), smallest_arch(space), *rows_of(draw(2 * n, rng))]  # some come twice
 
-    def _fitted(self) -> AccuracyPredictor:
-        archs = np.array(list(self._known), dtype=np.int64)
-        accuracies = np.array(list(self._known.values()))
-        return AccuracyPredictor.fit(self._run.space, archs, accuracies, seed=self._run.recipe.seed)
+    def _fitted(self, archs: list[Arch]) -> AccuracyPredictor:
+        accuracies = np.array([self._known[arch] for arch in archs])
+        matrix = np.array(archs, dtype=np.int64)
+        # those that predict fast enough for an inner search
+        fast = [name for name in CANDIDATES if "trees" not in name]
+        return AccuracyPredictor.fit(self._run.space, matrix, accuracies, seed=self._run.recipe.seed, candidates=fast)
 
     def _read(self) -> dict[Arch, float]:
         path = self.folder / "subnets.json"
@@ -194,6 +197,31 @@ class _SharedWeights:
     def _write(self) -> None:
         named = {format_arch(arch): accuracy for arch, accuracy in self._known.items()}
         write_atomic(self.folder / "subnets.json", to_text(Subnets(self._of, named), RunError, "subnets.json"))
+
+
+def _train(run: Run, net: Supernet) -> None:
+    """Train a supernet as the recipe says; it goes on from its checkpoint."""
+    section = run.recipe.supernet
+    rate = {} if section.learning_rate is None else {"learning_rate": section.learning_rate}
+    config = SupernetConfig(
+        method=section.method,
+        epochs=section.epochs,
+        minutes=section.minutes,
+        batch_size=run.recipe.train.batch_size,
+        augment=run.recipe.train.augment,  # type: ignore[arg-type]
+        seed=run.recipe.seed,
+        **rate,
+    )
+    train_supernet(
+        net,
+        run.data,
+        config,
+        latency_ms=run.predictor.predict_ms if section.sampling == "latency" else None,
+        device=training_device(run.recipe.train.device),
+        checkpoint=_folder(run) / CHECKPOINT,
+        progress=lambda stage, done, of, facts: run.progress(stage, done, of),
+        max_threads=run.recipe.train.threads,
+    )
 
 
 def _predicted_front(run: Run, model: AccuracyPredictor) -> IntMatrix:

@@ -26,6 +26,7 @@ source = "digits"      # scikit-learn's digits: real images that need no downloa
 # source = "folder:path/to/images"   # train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png
 # source = "npz:path/to/arrays.npz"  # x_train, y_train, x_test, y_test
 root = "data"
+# licence = "CC BY 4.0"   # of the images, for the cards of networks trained on them
 
 [space]                # the networks to choose from; classes and channels come from the data
 name = "mobilenetv3"   # hwnas spaces lists them, with their arguments
@@ -63,6 +64,16 @@ batch_size = 64
 threads = 1            # of torch; small networks train no faster on more
 # stopper = "curve_ranking"   # ends trainings early that will not come out best; or "successive_halving", "hyperband"
 # device = "cpu"       # "auto" takes an NVIDIA GPU if there is one
+# augment = "crop_flip"   # or "none", "crop", "random_resized_crop", "randaugment", "trivialaugment", "autoaugment"
+# mix = "mixup"        # images of two classes in one; or "cutmix", "mixup_cutmix"
+# ema = 0.999          # the network is an average over its weights in training
+# log = true           # for TensorBoard: tensorboard --logdir runs/{name}/logs
+
+
+[supernet]             # one training for all networks, instead of one for each
+# method = "sandwich"  # or "progressive" (Once-for-All), or "proxyless" with epochs and targets = ["1 ms", "2 ms"]
+minutes = 20           # that it is trained for; or epochs = 40
+# trained = "runs/other"   # the supernet of another run, for this target
 """
 
 

@@ -47,6 +47,7 @@ _CHILD_RATE = 0.5  # peak of a child's learning rate beside that of others, unle
 _OTHER = {
     "threads",
     "device",
+    "log",
     "inherit",
     "child_epochs",
     "child_learning_rate",
@@ -215,6 +216,7 @@ def _train(
             progress=limit.paused(after_epoch),
             max_threads=section.threads,
             distil=distil,
+            log_dir=run.folder / "logs" / run.network_name(arch) if section.log else None,
         )
     if not math.isfinite(result.valid_accuracy):
         raise ArithmeticError(f"the accuracy is {result.valid_accuracy}")

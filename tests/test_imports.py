@@ -25,6 +25,7 @@ FOUNDATION = {
     "ranks",
     "units",
     "template",
+    "card",
 }
 MIDDLE = {"search", "supernet", "zeroshot", "train", "latency", "export", "report"}
 BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "graphs", "hwprof"}
@@ -40,7 +41,11 @@ MAY_IMPORT = {
     "export": FOUNDATION | {"spaces", "graphs", "hwprof"},
     "recipe": BELOW_PIPELINE,
     "run": BELOW_PIPELINE | {"recipe"},
-    "results": BELOW_PIPELINE | {"recipe", "run", "scored"},
+    "carding": BELOW_PIPELINE | {"recipe", "run", "training"},
+    "results": BELOW_PIPELINE | {"recipe", "run", "scored", "carding"},
+    "card_recipe": BELOW_PIPELINE | {"recipe"},
+    "from_card": BELOW_PIPELINE
+    | {"recipe", "run", "results", "trained", "training", "exporting", "pipeline", "carding", "card_recipe"},
     "trained": BELOW_PIPELINE | {"recipe", "run", "scoring"},
     "exporting": BELOW_PIPELINE | {"recipe", "run", "results", "trained"},
     "confirm": BELOW_PIPELINE | {"recipe", "run"},
@@ -49,6 +54,8 @@ MAY_IMPORT = {
     "artifacts": BELOW_PIPELINE | {"recipe", "run"},
     "training": BELOW_PIPELINE | {"recipe", "run", "trained", "artifacts"},
     "searching": BELOW_PIPELINE | {"recipe", "run", "beforehand", "confirm", "training"},
+    "shipping": BELOW_PIPELINE | {"recipe", "run", "results", "trained"},
+    "export_command": BELOW_PIPELINE | {"shipping"},
     "subnets": BELOW_PIPELINE | {"recipe", "run", "trained", "training"},
     "supernets": BELOW_PIPELINE | {"recipe", "run", "limits", "confirm", "trained", "subnets"},
     "proxyless_search": BELOW_PIPELINE | {"recipe", "run", "subnets"},
@@ -64,7 +71,8 @@ MAY_IMPORT = {
     "score_command": BELOW_PIPELINE | {"recipe", "run"},
     "listing_commands": BELOW_PIPELINE,
     "cli": BELOW_PIPELINE
-    | {"recipe", "run", "scored", "pipeline", "exporting", "testing", "validating"}
+    | {"recipe", "run", "scored", "supernets", "pipeline", "exporting", "testing", "validating"}
+    | {"from_card", "card_recipe", "shipping", "export_command"}
     | {"table_commands", "transfer_command", "score_command", "listing_commands"},
     "__main__": {"cli"},
 }

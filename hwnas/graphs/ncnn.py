@@ -199,6 +199,8 @@ class _Writer:
         """Weights and bias as they are stored; int8 ones with their scales, which `params` then says."""
         weight = node.weights["weight"]
         bias = _plain(node.weights["bias"]) if node.attributes.get("has_bias", True) else b""
+        if precision == "int8" and node.name in self.graph.in_float:
+            precision = "fp16"  # what ncnn computes with beside int8
         if precision == "fp16":
             return _tagged(HALF_TAG, weight.astype("<f2")) + bias
         if precision != "int8":

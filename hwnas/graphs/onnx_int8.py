@@ -15,6 +15,8 @@ error on unseen networks of NAS-Bench-201, 3% with it).
 symmetric (TensorRT): int8 activations with zero point 0, as it takes no others, weights as floats behind a pair, float
 biases, everything else in `rest`, so fp16 if wanted. Pairs only before convolutions and linear layers and on the other
 branch of an addition to a convolution, as NVIDIA advises: what lies between is then fused into the convolution.
+
+Nodes of `graph.in_float` have float weights and count as operators without a form in int8: no pair is there for them.
 """
 
 from __future__ import annotations
@@ -91,13 +93,15 @@ class Int8Writer(FloatWriter):
             super().add(node)
             self.nodes[-1].name = self.nodes[-1].output[0] = f"{node.name}.mean"
             self._node("Max", [f"{node.name}.mean", self.weight(node, "lowest", _LOWEST)], node.output)
-        elif node.kind == "relu" and self._kind(node.inputs[0]) == "avg_pool" and not self._wanted(node.inputs[0]):
+        elif node.kind == "relu" and self._made_by(node.inputs[0]) == "avg_pool" and not self._wanted(node.inputs[0]):
             self.operator(node, "Max", [self.weight(node, "lowest", 0)])
         else:
             super().add(node)
         self._quantise(node.output)
 
     def parameters(self, node: Node, *, with_bias: bool) -> list[str]:
+        if node.name in self.graph.in_float:
+            return super().parameters(node, with_bias=with_bias)
         weight, bias = node.weights["weight"], node.weights["bias"]
         name = f"{node.name}.weight"
         scales = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / 127
@@ -124,22 +128,24 @@ class Int8Writer(FloatWriter):
 
     def _wanted(self, name: str) -> bool:
         """Whether a tensor is quantised."""
-        kind, readers = self._kind(name), self._readers.get(name, [])
-        if any(reader.kind in _WEIGHTED for reader in readers):
+        kind, readers = self._made_by(name), [self._kind(reader) for reader in self._readers.get(name, [])]
+        if not _WEIGHTED.isdisjoint(readers):
             return True
         if self._symmetric:
-            alone = kind in _WEIGHTED and len(readers) == 1
-            return not alone and any(reader.kind == "add" for reader in readers)
+            return not (kind in _WEIGHTED and len(readers) == 1) and "add" in readers
         if kind == "linear" and not readers:
             return False
         if kind in _INT8:
             clamps = {"relu"} if kind == "avg_pool" else _CLAMPS
-            return not (len(readers) == 1 and readers[0].kind in clamps)
-        return kind in _CLAMPS or any(reader.kind in _INT8 for reader in readers)
+            return not (len(readers) == 1 and readers[0] in clamps)
+        return kind in _CLAMPS or not _INT8.isdisjoint(readers)
 
-    def _kind(self, name: str) -> str:
+    def _made_by(self, name: str) -> str:
         """The kind of node that makes a tensor."""
-        return self._makers[name].kind if name in self._makers else "input"
+        return self._kind(self._makers[name]) if name in self._makers else "input"
+
+    def _kind(self, node: Node) -> str:
+        return "float" if node.name in self.graph.in_float else node.kind
 
     def _quantise(self, name: str) -> None:
         if not self._wanted(name):
@@ -175,7 +181,7 @@ def _shared_ranges(graph: Graph) -> dict[str, Range]:
     """The range of every tensor, widened to zero, and to the ranges of those that it shares a scale with."""
     groups = {name: {name} for name in graph.ranges}
     for node in graph.nodes:
-        if node.kind in _COPYING:
+        if node.kind in _COPYING and node.name not in graph.in_float:
             merged = set().union(*(groups[name] for name in (*node.inputs, node.output)))
             groups.update(dict.fromkeys(merged, merged))
     return {

@@ -77,13 +77,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Operators in execution order; `shapes` (batch, channels, height, width or features) and `ranges` by tensor."""
+    """Operators in execution order; `shapes` (batch, channels, height, width or features) and `ranges` by tensor.
+
+    In int8 files, the nodes of the names `in_float` compute in float all the same.
+    """
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     output: str
     shapes: Mapping[str, Shape]
     ranges: Mapping[str, Range]
+    in_float: frozenset[str] = frozenset()
 
     @property
     def batch(self) -> int:

@@ -15,7 +15,7 @@ int8    weights, activations and sums are integers; inputs and output stay float
         and 0.2 to 0.6 times in the forms below (pools of few channels: 1.5). An activation that no operator takes in
         becomes a QUANTIZE to a scale that starts at zero, which saturates where it would. Hard-swish, average pooling
         and the sums above are computed in float between a DEQUANTIZE and a QUANTIZE; XNNPACK makes of hard-swish
-        between these one table to look up.
+        between these one table to look up. Nodes of `graph.in_float` are written as in fp32, between the same.
 """
 
 from __future__ import annotations
@@ -64,29 +64,28 @@ class _Writer:
     scales: dict[str, Scale]  # empty in float
     halves: bool
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    converted: dict[tuple[str, str], Tensor] = field(default_factory=dict)  # (name, type) -> it in that type
 
     def content(self) -> bytes:
         inputs = [self.file.tensor(name, self._shape(name), "float32") for name in self.graph.inputs]
-        for name, tensor in zip(self.graph.inputs, inputs, strict=True):
-            scale = self.scales.get(name)
-            self.tensors[name] = self.file.quantised(tensor, f"{name}/int8", scale) if scale else tensor
+        self.tensors = dict(zip(self.graph.inputs, inputs, strict=True))
         activations = self._fused_activations()
         fused = {activation.name for activation in activations.values()}
         for node in self.graph.nodes:
             if node.name not in fused:
                 self._add(node, activations.get(node.name))
-        output = self.tensors[self.graph.output]
-        return self.file.content(inputs, self.file.as_float(output, f"{self.graph.output}/float32"))
+        return self.file.content(inputs, self._read(self.graph.output, "float32"))
 
     def _fused_activations(self) -> dict[str, Node]:
         """Name of a node -> the activation that its operator computes too: the only reader of its output."""
-        kinds, readers = self._kinds, self.graph.readers
+        kinds, readers, in_float = self._kinds, self.graph.readers, self.graph.in_float
         return {
             node.inputs[0]: node
             for node in self.graph.nodes
             if node.kind in _ACTIVATIONS
             and kinds.get(node.inputs[0]) in _TAKE_ACTIVATIONS
             and readers[node.inputs[0]] == 1
+            and (node.name in in_float) == (node.inputs[0] in in_float)
         }
 
     @property
@@ -99,13 +98,15 @@ class _Writer:
                 f"{node.name}: no LiteRT form of {node.kind} is known; add it to hwnas/graphs/tflite_operators.py"
             )
         result = fused or node
+        scale = None if node.name in self.graph.in_float else self.scales.get(result.output)
+        dtype = "float32" if scale is None else "int8"
         step = Step(
             file=self.file,
             node=node,
-            inputs=tuple(self.tensors[source] for source in node.inputs),
+            inputs=tuple(self._read(source, dtype) for source in node.inputs),
             name=f"{node.name};{fused.name}" if fused else node.name,
             shape=self._shape(node.output),
-            scale=self.scales.get(result.output),
+            scale=scale,
             activation=_ACTIVATIONS[fused.kind] if fused else NO_ACTIVATION,
             halves=self.halves,
             negative=self._kinds.get(node.inputs[0]) not in _NEVER_NEGATIVE,
@@ -117,6 +118,19 @@ class _Writer:
         else:
             tensor = FORMS[node.kind](step)
         self.tensors[result.output] = tensor
+
+    def _read(self, name: str, dtype: str) -> Tensor:
+        """A tensor of the graph in that type, converted once for all its readers."""
+        tensor = self.tensors[name]
+        if tensor.dtype == dtype:
+            return tensor
+        if (name, dtype) not in self.converted:
+            self.converted[name, dtype] = (
+                self.file.as_float(tensor, f"{name}/{dtype}")
+                if dtype == "float32"
+                else self.file.quantised(tensor, f"{name}/{dtype}", self.scales[name])
+            )
+        return self.converted[name, dtype]
 
     def _shape(self, name: str) -> Shape:
         shape = self.graph.shapes[name]

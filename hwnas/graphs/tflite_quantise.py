@@ -26,7 +26,7 @@ def activation_scales(graph: Graph) -> dict[str, Scale]:
     """Tensor -> its scale, from the graph's ranges; tensors that share numbers get the hull of their ranges."""
     groups: dict[str, set[str]] = {name: {name} for name in graph.ranges}
     for node in graph.nodes:
-        if node.kind in _COPYING:
+        if node.kind in _COPYING and node.name not in graph.in_float:
             merged = set().union(*(groups[name] for name in (*node.inputs, node.output)))
             groups.update(dict.fromkeys(merged, merged))
     scales = {}

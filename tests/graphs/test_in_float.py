@@ -16,6 +16,7 @@ from hwnas.graphs.onnx_int8 import int8_model
 from hwnas.graphs.plain import Graph, plain_graph
 from hwnas.graphs.ranges import measure_ranges
 
+
 class Net(nn.Module):
     """A branch, so that tensors have readers in float and in int8."""
 
@@ -31,7 +32,6 @@ class Net(nn.Module):
         x = self.act(self.second(x + self.first(x)))
         logits: torch.Tensor = self.last(self.flatten(self.pool(x)))
         return logits
-
 
 
 def onnx_logits(graph: Graph, images: np.ndarray, folder: Path, *, symmetric: bool) -> np.ndarray:
@@ -96,9 +96,7 @@ def network() -> tuple[Graph, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_stays_in_float_is_exact(
-    name: str, network: tuple[Graph, np.ndarray, np.ndarray], tmp_path: Path
-) -> None:
+def test_what_stays_in_float_is_exact(name: str, network: tuple[Graph, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     graph, images, logits = network
     names = [node.name for node in graph.nodes]
     largest = np.abs(logits).max()

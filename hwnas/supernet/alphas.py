@@ -1,8 +1,8 @@
 """Architecture parameters: one number per option of each edge, whose softmax is the probability of that option.
 
 They are a small matrix in NumPy, and their gradient follows in closed form from that of the gates (`step`), so a step
-costs microseconds, whatever the network. The optimiser is Adam with betas (0, 0.999), as in ProxylessNAS (arXiv
-1812.00332, appendix A). Options that were not sampled have no gradient: neither they nor their moments change, where
+costs microseconds, whatever the network. The optimiser is Adam with betas (0, 0.999), as ProxylessNAS's authors use it
+(arXiv 1812.00332). Options that were not sampled have no gradient: neither they nor their moments change, where
 torch's Adam takes a missing gradient for a zero in the same tensor and lets moments decay.
 """
 

@@ -2,8 +2,8 @@
 
 The expected latency is the mean over the architectures that the probabilities draw. As a function of one edge's
 probabilities it is linear, and its slope in one of them the mean over the architectures with that option there: for an
-additive predictor the option's cost (ProxylessNAS, arXiv 1812.00332, eq. 7), for any other what the paper's sum would
-have to hold. So nothing here looks up a row, none can be missing, and no default stands in for one (the authors'
+additive predictor the option's cost (ProxylessNAS, arXiv 1812.00332, section 3.3.1), for any other what the paper's sum
+would have to hold. So nothing here looks up a row, none can be missing, and no default stands in for one (the authors'
 estimator has 200 ms for keys it does not know).
 
 Each form has one number that says how much latency counts, its *pressure*. The paper leaves it to the user; here it
@@ -91,7 +91,7 @@ class Pull:
 
 
 def add(cross_entropy: float, expected_ms: float, target_ms: float, pressure: float) -> Pull:
-    """Cross-entropy + pressure * (E - T) / T: the paper's eq. 9 (no weight decay), scaled as in the authors' code."""
+    """Cross-entropy + pressure * (E - T) / T: section 3.3.1 of the paper, scaled as in the authors' code."""
     over = (expected_ms - target_ms) / target_ms
     return Pull(cross_entropy + pressure * over, 1.0, pressure / target_ms)
 
@@ -103,9 +103,9 @@ def multiply(cross_entropy: float, expected_ms: float, target_ms: float, pressur
     factor changes its sign at 1 ms, is not defined below, and says something else in any other unit. A constant factor
     of theirs is left out: it changes no step of Adam.
     """
-    ratio = 1 + math.log(expected_ms / target_ms) / math.log(_REFERENCE)
-    if ratio <= 0:  # 80 times as fast as asked for: nothing left to gain
+    if expected_ms * _REFERENCE <= target_ms:  # 80 times as fast as asked for: nothing left to gain
         return Pull(0.0, 1.0, 0.0)
+    ratio = 1 + math.log(expected_ms / target_ms) / math.log(_REFERENCE)
     factor = ratio**pressure
     slope = cross_entropy * pressure * ratio ** (pressure - 1) / (expected_ms * math.log(_REFERENCE))
     return Pull(cross_entropy * factor, factor, slope)

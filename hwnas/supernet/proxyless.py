@@ -50,7 +50,7 @@ _RECALIBRATED = 2048  # training images on which statistics are measured
 
 @dataclass(frozen=True)
 class ProxylessConfig:
-    """How to search. An epoch is once all training images; after `arch_every` steps of the weights, one of the others.
+    """How to search. An epoch is all training images once; every `arch_every` steps of weights, one of alphas.
 
     `pressure` is how much latency counts at first (None: the authors' value), `pressure_rate` how fast that follows the
     target (0: never). `samples` are the architectures of a step of REINFORCE. Raises RecipeError on a bad value.
@@ -141,8 +141,9 @@ def search(
     killed goes on from there, and further targets begin with the same warm-up. `max_threads` bounds torch's CPU threads
     meanwhile; the caller's random state and threads are left as found.
 
-    Raises InfeasibleError if no architecture keeps a target, before anything is trained; TrainingFailed if a loss
-    becomes infinite or NaN; DataError if images do not fit the space; PredictorError if `predict_ms` gives no times.
+    Raises InfeasibleError if no architecture keeps a target and RecipeError if there is none, before anything is
+    trained; DataError if images do not fit the space; PredictorError if `predict_ms` gives no times; TrainingFailed if
+    a loss becomes infinite or NaN.
     """
     if not targets_ms or not all(0 < target < math.inf for target in targets_ms):
         raise RecipeError(f"a search needs target latencies above 0 ms, got {list(targets_ms)}")

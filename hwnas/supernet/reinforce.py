@@ -1,7 +1,7 @@
 """The gradient of the architecture parameters by REINFORCE: for rewards that need not be differentiable.
 
-ProxylessNAS (arXiv 1812.00332, eq. 8): the mean over sampled architectures of reward * gradient of log probability,
-with a moving average of rewards as baseline.
+ProxylessNAS (arXiv 1812.00332, section 3.3.2): the mean over sampled architectures of reward * gradient of the log
+probability, with a moving average of rewards as baseline.
 """
 
 from __future__ import annotations

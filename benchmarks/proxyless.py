@@ -89,20 +89,20 @@ def steps(kind: str | None = None) -> dict[str, Step]:
     if kind is None or not kind.startswith("authors"):
         if kind == "single network":
             drawn = alphas.sample(rng).tolist()
-            network = inherited_network(relaxation, network, drawn)  # type: ignore[assignment]
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = inherited_network(relaxation, network, drawn)
+        network.to(memory_format=torch.channels_last)
         optimizer = weights_optimizer(network, 4e-5, torch.device("cpu"))
         for name, strategy in (("one path", make_strategy("binary")), ("all paths (DARTS)", make_strategy("mixture"))):
-            found[f"weights: {name}"] = lambda strategy=strategy: weight_step(  # type: ignore[misc]
+            found[f"weights: {name}"] = lambda strategy=strategy: weight_step(
                 network, optimizer, strategy.weight_mixer(alphas, rng), x, y
             )
             name = name.replace("one path", "two paths")
-            found[f"architecture: {name}"] = lambda strategy=strategy: goal.step(  # type: ignore[misc]
+            found[f"architecture: {name}"] = lambda strategy=strategy: goal.step(
                 network, strategy, alphas, costs, x, y, rng
             )
         found["bookkeeping"] = lambda: _bookkeeping(alphas, rng)
         if kind == "single network":
-            found[kind] = lambda: _train(network, optimizer, x, y)  # type: ignore[arg-type]
+            found[kind] = lambda: _train(network, optimizer, x, y)
     if kind is None or kind.startswith("authors"):
         theirs = GatedPaths(RelaxedNetwork(relaxation, seed=0), options, costs.costs_ms, costs.base_ms)
         found["authors' way: weights"] = lambda: theirs.weight_step(plain, y)
@@ -225,7 +225,7 @@ def show_search(images: Path, n_train: int, loss: str) -> None:
     predict_ms = by_macs(space)
     targets = [2.0, 3.0, 4.0]
     started = time.perf_counter()
-    config = ProxylessConfig(warmup_epochs=4, epochs=8, loss=loss)  # type: ignore[arg-type]
+    config = ProxylessConfig(warmup_epochs=4, epochs=8, loss=loss)
     print(f"\nsearch on {n_train} images of {data.name}, loss {loss!r}, 1 ms = 1 M MACs")
     print("  target  predicted   ratio  expected at the end  inherited  1 epoch  anew")
     for found in search(relax(space), data, predict_ms, targets, config, max_threads=1):

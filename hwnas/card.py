@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, with_config
 
 from hwnas.errors import RunError
+from hwnas.printable import printable
 from hwnas.saved import EXACT, from_text, to_text
 from hwnas.space import Option
 
@@ -186,8 +187,3 @@ def read_card(path: Path) -> Card:
         return Card.from_json(text, str(path))
     except RunError as error:
         raise RunError(printable(str(error))) from None
-
-
-def printable(text: str) -> str:
-    """Text of a stranger as a terminal may show it: what would move its cursor or colour it is escaped."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

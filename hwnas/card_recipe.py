@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hwnas.card import Card, printable
+from hwnas.card import Card
 from hwnas.errors import RecipeError
+from hwnas.printable import printable
 from hwnas.recipe import ProfileSection, Recipe, SearchSection, parse_recipe
 from hwprof.runtimes import RUNTIMES
 

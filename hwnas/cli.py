@@ -25,6 +25,7 @@ from rich.text import Text
 
 from hwnas import __version__, export_command, listing_commands, score_command, table_commands, transfer_command
 from hwnas.errors import HwnasError
+from hwnas.printable import printable
 from hwprof.errors import HwprofError
 
 if TYPE_CHECKING:
@@ -52,12 +53,13 @@ def main() -> None:
     try:
         app()
     except (HwnasError, HwprofError) as error:
-        err.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        err.print(Text(printable(f"error: {error}"), style="red"), soft_wrap=True)
         sys.exit(1)
     except OSError as error:
         # A full disk, a folder that cannot be written: nothing that was finished is lost.
         err.print(
-            Text(f"error: {error}; the same command goes on from here once that is mended", style="red"), soft_wrap=True
+            Text(printable(f"error: {error}; the same command goes on from here once that is mended"), style="red"),
+            soft_wrap=True,
         )
         sys.exit(1)
 

@@ -11,14 +11,24 @@ from typing import Any
 
 from torch import Tensor
 
+from hwnas.card import read_card
 from hwnas.errors import PredictorError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.native import CALIBRATION, is_native, verify_native, write_native
 from hwnas.export.onnx import export_onnx, write_onnx
 from hwnas.export.verify import Verification, batches_of, verify_onnx
 from hwnas.latency.measure import Measured, measure_files
+from hwnas.report.card import write_card_page
 from hwnas.report.summary import RunSummary
-from hwnas.results import drift_warnings, exported_file, model_card, network_row, onnx_file, write_summary
+from hwnas.results import (
+    drift_warnings,
+    exported_file,
+    model_card,
+    network_row,
+    onnx_file,
+    profiled_blocks,
+    write_summary,
+)
 from hwnas.run import Run
 from hwnas.space import Arch
 from hwnas.train.preprocess import normalise
@@ -60,12 +70,15 @@ def export_stage(run: Run) -> RunSummary:
             # The files are good; that they could not be measured here is said in their place.
             measured = dict.fromkeys(files, str(error))
             warnings.append(f"the exported files were not measured: {error}")
+        on_device = any(isinstance(one, Measured) for one in measured.values())
+        profiled = profiled_blocks(run, front) if on_device else {}
     rows = [network_row(run, arch, verified[arch], measured[run.network_name(arch)]) for arch in front]
     for arch, row in zip(front, rows, strict=True):
-        card = model_card(run, row, verified[arch])
+        card = model_card(run, row, verified[arch], profiled.get(arch))
         write_onnx(models[arch], metadata_of(card), onnx_file(run, arch))
         for file in {onnx_file(run, arch), exported_file(run, arch)}:
-            write_card(card, file)
+            path = write_card(card, file)
+            write_card_page(read_card(path), path.with_suffix(".html"))
     return write_summary(run, rows, warnings + _partly_checked(run, verified) + drift_warnings(measured.values()))
 
 

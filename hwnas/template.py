@@ -79,5 +79,5 @@ minutes = 20           # that it is trained for; or epochs = 40
 
 def new_recipe(path: Path) -> str:
     """The text of a commented recipe, named after its file."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "recipe"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "recipe"
     return TEMPLATE.format(path=path, name=name)

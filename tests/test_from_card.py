@@ -244,7 +244,7 @@ def test_machines_and_data_need_the_users_word(
         (lambda: make_card(recipe="name = "), "not valid TOML"),
         (lambda: make_card(recipe="a = " + "[" * 50_000), "nested too deeply|not valid TOML"),
         (lambda: make_card(recipe='name = "../../etc"'), "name = '../../etc'"),
-        (lambda: make_card(recipe='name = "a"\n"\\u001b[2J" = 1'), r"unknown key \\x1b\[2J"),
+        (lambda: make_card(recipe='name = "a"\n"\\u001b[2J" = 1'), "unknown key \ufffd"),
         (lambda: make_card(recipe='name = "a"\n[target]\nruntime = "../../x"'), "target.runtime is '../../x'"),
         (lambda: make_card(recipe='name = "a"\n[target]\noptimisation = "all/../../x"'), "is no level"),
         (lambda: evil("epochs", "1000000000"), "train.epochs = 1000000000, from a card at most"),

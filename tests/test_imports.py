@@ -26,6 +26,7 @@ FOUNDATION = {
     "units",
     "template",
     "card",
+    "printable",
 }
 MIDDLE = {"search", "supernet", "zeroshot", "train", "latency", "export", "report"}
 BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "graphs", "hwprof"}

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from hwnas.errors import ExportError
+from hwprof.errors import MeasurementError
 from hwprof.files import write_atomic
+from hwprof.runtimes.onnx_file import read_onnx
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -66,8 +68,8 @@ def write_onnx(model: onnx.ModelProto, metadata: Mapping[str, str], path: Path) 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata properties of an ONNX file. Raises ExportError if it is not one."""
     try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own error types
+        model = read_onnx(path)
+    except MeasurementError as error:
         raise ExportError(f"{path} is not a readable ONNX file: {error}") from error
     return {entry.key: entry.value for entry in model.metadata_props}
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
-# What browsers and terminals obey and do not show: control characters, changes of the direction of writing; and halves
-# of characters (surrogates), which no file can hold.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+from hwnas.printable import printable
 
 
 class Markup(str):
@@ -19,22 +16,17 @@ class Markup(str):
     __slots__ = ()
 
 
-def visible(text: str) -> str:
-    """The text without what a browser or a terminal would obey instead of showing it."""
-    return _CONTROL.sub("\ufffd", text)
-
-
 def tag(name: str, *children: str, **attributes: str) -> Markup:
     """An element. Children that are not Markup are escaped, and so are attributes; `class_` and `data_x` are usual."""
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(visible(value))}"' for key, value in attributes.items()
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(printable(value))}"' for key, value in attributes.items()
     )
     return Markup(f"<{name}{written}>{join(children)}</{name}>")
 
 
 def join(children: Iterable[str]) -> Markup:
     """Children in a row, escaped where they are not Markup."""
-    return Markup("".join(child if isinstance(child, Markup) else html.escape(visible(child)) for child in children))
+    return Markup("".join(child if isinstance(child, Markup) else html.escape(printable(child)) for child in children))
 
 
 def script_json(value: Any) -> Markup:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from hwnas.report.markup import visible
+from hwnas.printable import printable
 from hwnas.report.summary import RunSummary
 from hwnas.report.validation_wording import explains, systematic_text, validation_facts, worst_text
 from hwnas.report.wording import NOTHING, share, significant
@@ -56,22 +56,22 @@ def validation_table(result: TableValidation) -> Table:
 def validation_notes(result: TableValidation) -> Iterator[str]:
     """What the terminal says below the numbers: the worst networks, their blocks, what is off systematically."""
     for worst in result.worst:
-        yield visible(f"{worst.arch}: {worst_text(worst)}")
+        yield printable(f"{worst.arch}: {worst_text(worst)}")
         for block in worst.blocks[:LISTED] if explains(worst) else ():
             estimated = " (estimated)" if block.origin == "estimated" else ""
             much = "much" if block.excess_ms > 0 else "little"
-            yield visible(
+            yield printable(
                 f"    {significant(abs(block.excess_ms))} ms too {much}, {share(block.share)} of the error: "
                 f"{block.position} {block.key}{estimated}"
             )
     if not result.worst and result.agreement is not None:
         yield "no network's error is beyond the noise"
     for found in result.systematic:
-        yield visible(systematic_text(found))
+        yield printable(systematic_text(found))
     if not result.systematic and result.agreement is not None:
         yield "no block and no option is off systematically, as far as these networks tell"
 
 
 def _text(text: str) -> Text:
     """The text as it is, never read as rich markup nor obeyed by the terminal."""
-    return Text(visible(text))
+    return Text(printable(text))

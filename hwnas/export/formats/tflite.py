@@ -18,6 +18,7 @@ from hwnas.errors import ExportError
 from hwnas.export.exporter import Array, ExportSpec, Infer, needs, require_precision
 
 _PACKAGES = "ai-edge-litert"
+_METADATA_BYTES = 4 << 20
 
 
 class TfliteExporter:
@@ -66,8 +67,13 @@ class TfliteExporter:
         return infer
 
     def read_metadata(self, path: Path) -> dict[str, str]:
-        with zipfile.ZipFile(path) as archive:
-            return dict(json.loads(archive.read("hwnas.json")))
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if (size := archive.getinfo("hwnas.json").file_size) > _METADATA_BYTES:
+                    raise ValueError(f"its metadata has {size} bytes")
+                return dict(json.loads(archive.read("hwnas.json")))
+        except (zipfile.BadZipFile, KeyError, ValueError, RecursionError, OSError) as error:
+            raise ExportError(f"{path} holds no metadata of ours: {error}") from error
 
 
 def _resizable(data: bytes) -> bytes:

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from hwnas.errors import InfeasibleError, RunError
 from hwnas.graphs import write_arch
+from hwnas.latency.fastest import FastestPredictor
 from hwnas.latency.measure import measure_files
 from hwnas.run import Run
 from hwnas.saved import numbers_from_text
@@ -31,10 +34,10 @@ _ANEW = "delete it, its networks are then measured again"
 def above_limit(run: Run, archs: Sequence[Arch], *, measure: bool = True) -> dict[Arch, float]:
     """Those of the architectures that were measured above the latency limit, with their ms.
 
-    What was measured is in the run folder, so that a killed search goes on the same way; without `measure` it is all
-    that is looked at. A network that could not be
-    measured (refused, no such device here) keeps its prediction. Raises InfeasibleError if HOPELESS networks were
-    measured and none keeps the limit, RunError if the record is damaged.
+    Of several precisions, each network is measured in that in which it is predicted to be fastest. What was measured is
+    in the run folder, so that a killed search goes on the same way; without `measure` it is all that is looked at. A
+    network that could not be measured (refused, no such device here) keeps its prediction. Raises InfeasibleError if
+    HOPELESS networks were measured and none keeps the limit, RunError if the record is damaged.
     """
     limit = run.recipe.search.latency
     if limit is None or run.recipe.profile.table is not None:  # a table from elsewhere: searched without the device
@@ -60,6 +63,13 @@ def above_limit(run: Run, archs: Sequence[Arch], *, measure: bool = True) -> dic
 
 def _measure(run: Run, archs: Sequence[Arch]) -> dict[Arch, float | None]:
     """ms of each architecture's graph on the table's scale, None where that was not possible."""
+    if isinstance(run.predictor, FastestPredictor):
+        fastest = run.predictor.fastest(np.array(archs, dtype=np.int64))
+        found: dict[Arch, float | None] = {}
+        for number, precision in enumerate(run.precisions):
+            mine = [arch for arch, one in zip(archs, fastest, strict=True) if one == number]
+            found |= _measure(run.at(precision), mine) if mine else {}
+        return {arch: found[arch] for arch in archs}
     with TemporaryDirectory(prefix="hwnas-confirm-") as folder:
         files = {
             format_arch(arch): write_arch(run.space, arch, run.target, Path(folder) / run.network_name(arch))

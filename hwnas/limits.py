@@ -40,8 +40,8 @@ def total(index: BlockIndex, name: str) -> Quantity:
 
 
 def _size(run: Run) -> Quantity:
-    """The bytes of the weights in the target's precision."""
-    params, width = total(run.index, "params"), _BITS[run.target.precision] / 8
+    """The bytes of the weights in the target's precision, of several in that of the fewest bits."""
+    params, width = total(run.index, "params"), min(_BITS[precision] for precision in run.precisions) / 8
 
     def size_bytes(archs: IntMatrix) -> FloatVector:
         return params(archs) * width

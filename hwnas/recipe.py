@@ -26,7 +26,7 @@ from hwnas.units import Bytes, Count, Milliseconds
 from hwnas.zeroshot import score_names
 from hwprof.errors import HwprofError
 from hwprof.runtimes import RUNTIMES, require_runnable
-from hwprof.target import Target, target_from_json
+from hwprof.target import PRECISIONS, Target, target_from_json
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,19 +47,40 @@ class _Section(BaseModel):
 
 
 class TargetSection(_Section):
-    """[target]: the device (or several of one kind, profiled together) and the runtime that the networks are for."""
+    """[target]: the device (or several of one kind, profiled together) and the runtime that the networks are for.
+
+    Of several precisions each is profiled, and every trained network is on the front in those that pay on the device:
+    in one of fewer bits only where it is faster (see hwnas.precisions).
+    """
 
     device: str | list[str] = "local"
     runtime: str = "onnxruntime"
-    precision: str = "fp32"
+    precision: str | list[str] = "fp32"
     batch: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     optimisation: str = "all"
 
-    def target(self) -> Target:
-        """The target as hwprof knows it. Raises TargetError for a precision that its runtime does not have."""
+    @field_validator("precision")
+    @classmethod
+    def _precisions_differ(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
+            raise ValueError("a list of precisions has one at least, and none of them twice")
+        return value
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """All of them, the plainest first."""
+        given = [self.precision] if isinstance(self.precision, str) else self.precision
+        return tuple(sorted(given, key=[*PRECISIONS, *given].index))
+
+    def target(self, precision: str | None = None) -> Target:
+        """The target in a precision, by default the plainest, as hwprof knows it.
+
+        Raises TargetError for a precision that its runtime does not have.
+        """
         devices = self.device if isinstance(self.device, str) else ", ".join(self.device)
-        target = target_from_json({**self.model_dump(), "device": devices})
+        precision = precision or self.precisions[0]
+        target = target_from_json({**self.model_dump(), "device": devices, "precision": precision})
         if target.runtime in RUNTIMES:  # others cannot be measured from here, but tables of them can be searched under
             require_runnable(target)
         return target
@@ -87,14 +108,14 @@ class DataSection(_Section):
 
 
 class ProfileSection(_Section):
-    """[profile]: how much is measured, and where tables are kept.
+    """[profile]: how much is measured, and where tables are kept; `table`: one that is there, for each precision.
 
     `cool_down_seconds` is how long a group may wait until the device has cooled down (phones, boards without a fan).
     Times of an emulator say nothing about a device: a table of one is only searched under if `emulated` allows it.
     """
 
     tables: str = "latency_tables"
-    table: str | None = None
+    table: str | list[str] | None = None
     networks: int = Field(default=0, ge=0)
     fit: int | None = Field(default=None, ge=3)
     held_out: int | None = Field(default=None, ge=9)  # the interval of a prediction, 90%, needs nine
@@ -280,6 +301,21 @@ class SupernetSection(_Section):
         return self.method != "none" or self.trained is not None
 
 
+class QuantiseSection(_Section):
+    """[quantise]: `max_drop`, how many points of validation accuracy a network may lose in another precision than fp32.
+
+    Where eight bits cost more, the most sensitive blocks stay in float (see hwnas.export.sensitive), as long as that is
+    still faster. It is for targets of several precisions.
+    """
+
+    max_drop: float = Field(default=1.0, ge=0, le=100)
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _whole_points_are_points(cls, value: Any) -> Any:
+        return _as_float(value)
+
+
 class Recipe(_Section):
     """A whole recipe. `runs` is the folder in which the run's own folder, named like the recipe, is made."""
 
@@ -293,6 +329,7 @@ class Recipe(_Section):
     search: SearchSection = SearchSection()
     train: TrainSection = TrainSection()
     supernet: SupernetSection = SupernetSection()
+    quantise: QuantiseSection = QuantiseSection()
 
     @model_validator(mode="after")
     def _a_supernet_is_trained_plainly(self) -> Recipe:
@@ -300,6 +337,29 @@ class Recipe(_Section):
         if shares and (self.train.augment not in ("none", "crop", "crop_flip") or self.train.mix != "none"):
             raise ValueError('a supernet is trained with train.augment "none", "crop" or "crop_flip" and no mix')
         return self
+
+    @model_validator(mode="after")
+    def _a_table_for_every_precision(self) -> Recipe:
+        if self.profile.table is not None and len(self.tables) != len(self.target.precisions):
+            raise ValueError(
+                f"profile.table names {len(self.tables)} tables for {len(self.target.precisions)} precisions; give one "
+                "for each, in the order of target.precision"
+            )
+        return self
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The latency tables that it names, in the order of its precisions as they are written."""
+        given = self.profile.table
+        return (given,) if isinstance(given, str) else tuple(given or ())
+
+    def at(self, precision: str) -> Recipe:
+        """The recipe of one of its precisions alone, with that one's table."""
+        given = [self.target.precision] if isinstance(self.target.precision, str) else self.target.precision
+        table = dict(zip(given, self.tables, strict=False)).get(precision)
+        target = self.target.model_copy(update={"precision": precision})
+        profile = self.profile.model_copy(update={"table": table})
+        return self.model_copy(update={"target": target, "profile": profile})
 
     @property
     def folder(self) -> Path:
@@ -326,7 +386,8 @@ def parse_recipe(text: str, source: str = "the recipe") -> Recipe:
         raise RecipeError(f"{source} is not valid TOML: {error}") from error
     try:
         recipe = Recipe.model_validate(values)
-        recipe.target.target()
+        for precision in recipe.target.precisions:
+            recipe.target.target(precision)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(source, dict(problem)) for problem in error.errors())) from None
     except HwprofError as error:

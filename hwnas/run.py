@@ -5,6 +5,7 @@ runs/<name>/journal.log      Optuna studies: "score" (zero-shot) and "train" (th
 runs/<name>/studies          their names, if they are in a storage that other runs use, too
 runs/<name>/artifacts/       links to files of trials, for optuna-dashboard
 runs/<name>/weights/         a file for each trained network
+runs/<name>/precisions.json  the trained networks in the precisions of the recipe, if there are several
 runs/<name>/export/          an ONNX file and its JSON for each network of the front
 runs/<name>/summary.json     what the report shows
 runs/<name>/report.html
@@ -24,11 +25,12 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from hwnas.errors import RunError
+from hwnas.latency.fastest import FastestPredictor
 from hwnas.latency.fewshot import TransferPredictor, make_predictor
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import TablePredictor
 from hwnas.progress import Progress, silent
-from hwnas.recipe import Recipe, changed_keys, parse_recipe
+from hwnas.recipe import Recipe, changed_keys, load_recipe
 from hwnas.saved import numbers_from_text
 from hwnas.search.problem import FloatVector, Objective
 from hwnas.search.samplers import make_sampler
@@ -55,15 +57,18 @@ class Run:
     Raises RunError if the folder holds a run of another recipe.
     """
 
-    def __init__(self, recipe: Recipe, recipe_text: str, *, progress: Progress = silent) -> None:
+    def __init__(
+        self, recipe: Recipe, recipe_text: str, *, progress: Progress = silent, whole: Run | None = None
+    ) -> None:
         self.recipe, self.recipe_text, self.progress = recipe, recipe_text, progress
-        self.folder = recipe.folder
+        self.folder: Path = recipe.folder if whole is None else whole.folder
+        self._whole, self._parts = whole, dict[str, Run]()
 
     def open_folder(self) -> None:
         """Make the run folder, or check that the one that is there belongs to this recipe."""
         path = self.folder / "recipe.toml"
         if path.exists():
-            changed = changed_keys(parse_recipe(path.read_text(encoding="utf-8"), str(path)), self.recipe)
+            changed = changed_keys(load_recipe(path), self.recipe)
             if changed:
                 raise RunError(
                     f"{self.folder} holds a run of another recipe ({', '.join(changed)} changed); "
@@ -76,8 +81,24 @@ class Run:
         """Rename an existing run folder, so that the run begins anew and nothing is lost; its new path."""
         return move_aside(self.folder) if self.folder.exists() else None
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The recipe's, the plainest first."""
+        return self.recipe.target.precisions
+
+    def at(self, precision: str) -> Run:
+        """The run in one of its precisions: the same folder, data and space, with a target and a table of its own."""
+        if self.precisions == (precision,):
+            return self
+        if precision not in self._parts:
+            recipe = self.recipe.at(precision)
+            self._parts[precision] = Run(recipe, self.recipe_text, progress=self.progress, whole=self)
+        return self._parts[precision]
+
     @cached_property
     def data(self) -> ImageData:
+        if self._whole is not None:
+            return self._whole.data
         section = self.recipe.data
         size = section.image_size
         if size is None and section.source.startswith("folder:"):
@@ -93,6 +114,8 @@ class Run:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space; classes and channels come from the data unless the recipe gives them."""
+        if self._whole is not None:
+            return self._whole.space
         given = self.recipe.space.arguments()
         if {"num_classes", "in_channels"} <= set(given):
             return make_space(self.recipe.space.name, given)
@@ -106,6 +129,7 @@ class Run:
 
     @cached_property
     def target(self) -> Target:
+        """The target, of several precisions in the plainest."""
         return self.recipe.target.target()
 
     @cached_property
@@ -126,8 +150,10 @@ class Run:
     @cached_property
     def table_path(self) -> Path:
         """The table that the recipe names, or that of this space on the machine that the target's device is now."""
-        if self.recipe.profile.table is not None:
-            return Path(self.recipe.profile.table)
+        if len(self.precisions) > 1:
+            return self.at(self.precisions[0]).table_path
+        if self.recipe.tables:
+            return Path(self.recipe.tables[0])
         return Path(self.recipe.profile.tables) / device_slug(self.fingerprint) / self._table_name
 
     @cached_property
@@ -157,7 +183,10 @@ class Run:
         return table
 
     @cached_property
-    def predictor(self) -> TablePredictor | TransferPredictor:
+    def predictor(self) -> TablePredictor | TransferPredictor | FastestPredictor:
+        """Of several precisions, a network's latency in that in which it is fastest."""
+        if len(self.precisions) > 1:
+            return FastestPredictor([self.at(precision).predictor for precision in self.precisions])
         return make_predictor(self.space, self.table, self.table_path.parent)
 
     def searched_ms(self, archs: IntMatrix) -> FloatVector:

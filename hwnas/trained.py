@@ -6,6 +6,7 @@ torch (.pt), which are still read, without unpickling anything but tensors.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from hwnas.errors import RunError
+from hwnas.precisions import Member, offered
 from hwnas.run import Run, train_objectives, train_study
 from hwnas.scoring import build_seeded
 from hwnas.search.pareto import nondominated
@@ -71,12 +73,27 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 def trained_front(run: Run) -> list[Arch]:
     """The trained architectures that none beats in both validation accuracy and predicted latency, fastest first."""
+    return list(dict.fromkeys(member.arch for member in front_members(run)))
+
+
+def front_members(run: Run) -> list[Member]:
+    """The front of the trained networks, each in the precisions that it is offered in, fastest first.
+
+    Of several precisions, networks that were not yet assessed in them are assessed now (see `precisions.py`).
+    """
     study = train_study(run)
     trials = recorded(study)
     if not trials:
         reasons = "; ".join(sorted(set(failed(study).values()))) or "nothing was trained"
         raise RunError(f"{run.folder} holds no trained network ({reasons}); run: hwnas search RECIPE")
-    archs = list(trials)
-    values = np.array([trials[arch].values for arch in archs])
-    front = [archs[row] for row in np.flatnonzero(nondominated(to_losses(values, train_objectives(run))))]
-    return sorted(front, key=lambda arch: trials[arch].values[1])
+    if len(run.precisions) == 1:
+        members = [Member(arch, run.precisions[0], *trial.values) for arch, trial in trials.items()]
+    else:
+        members = []
+        for number, (arch, trial) in enumerate(trials.items()):
+            run.progress("assess in every precision", number, len(trials))
+            members += offered(run, arch, trial.values[0], partial(trained_network, run, arch))
+        run.progress("assess in every precision", len(trials), len(trials))
+    values = np.array([[member.accuracy, member.latency_ms] for member in members])
+    front = [members[row] for row in np.flatnonzero(nondominated(to_losses(values, train_objectives(run))))]
+    return sorted(front, key=lambda member: member.latency_ms)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from hwnas.errors import RecipeError
+from hwnas.latency.fewshot import make_predictor
 from hwnas.latency.unseen_session import ValidateConfig
 from hwnas.latency.validate import validate
 from hwnas.report.validation import write_validation_html
@@ -25,7 +26,7 @@ def validate_stage(run: Run, config: ValidateConfig, folder: Path | None = None)
     result = validate(
         run.space,
         run.table,
-        run.predictor,
+        make_predictor(run.space, run.table, path.parent),  # a run's own is that of all its precisions
         run.device,
         folder,
         config,

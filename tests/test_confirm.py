@@ -14,6 +14,7 @@ import pytest
 from hwnas import confirm
 from hwnas.confirm import HOPELESS, above_limit
 from hwnas.errors import InfeasibleError, RunError
+from hwnas.latency.fastest import FastestPredictor
 from hwnas.latency.measure import Measured
 from hwnas.space import format_arch, rows_of, unique_archs
 from hwnas.spaces.nasbench201 import NasBench201Space
@@ -53,6 +54,7 @@ def run_in(folder: Path, limit: float | None = 1.0, table: str | None = None) ->
         device=None,
         plan=None,
         target=Target(),
+        predictor=None,
         progress=lambda *_: None,
         network_name=lambda arch: "net-" + format_arch(arch),
         recipe=SimpleNamespace(search=SimpleNamespace(latency=limit), profile=SimpleNamespace(table=table)),
@@ -69,6 +71,25 @@ def test_who_is_above_the_limit_is_found_and_measured_once(tmp_path: Path, monke
     # Again, as after a kill: the same, nothing measured anew.
     assert above_limit(run_in(tmp_path), ARCHS[:4]) == {ARCHS[0]: 1.1, ARCHS[2]: 1.2}
     assert len(world.calls) == 2
+
+
+def test_of_several_precisions_each_is_measured_in_its_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, tables = World({ARCHS[0]: 1.5, ARCHS[1]: 0.5, ARCHS[2]: 2.5}), []
+
+    def measure_files(files: Mapping[str, Path], space: Any, table: Any, device: Any, **options: Any) -> Any:
+        tables.append((table, sorted(files)))
+        return world.measure_files(files, space, table, device, **options)
+
+    monkeypatch.setattr(confirm, "measure_files", measure_files)
+    predictor = FastestPredictor.__new__(FastestPredictor)
+    monkeypatch.setattr(predictor, "fastest", lambda archs: [1, 0, 1], raising=False)
+    run, parts = run_in(tmp_path), {precision: run_in(tmp_path) for precision in ("fp32", "int8")}
+    for precision, part in parts.items():
+        part.table, part.target = precision, Target(precision=precision)
+    run.predictor, run.precisions, run.at = predictor, tuple(parts), parts.get
+    assert above_limit(run, ARCHS[:3]) == {ARCHS[0]: 1.5, ARCHS[2]: 2.5}
+    names = [format_arch(arch) for arch in ARCHS[:3]]
+    assert tables == [("fp32", names[1:2]), ("int8", sorted([names[0], names[2]]))]
 
 
 def test_refused_and_absent_measurements_leave_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

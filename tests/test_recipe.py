@@ -49,6 +49,13 @@ def test_other_times_are_refused(value: object) -> None:
         (MINIMAL + "[train]\nepochs = true", ["train.epochs = True", "integer"]),
         (MINIMAL + '[train]\naugment = "flip"', ["train.augment = 'flip'", "'crop_flip'"]),
         (MINIMAL + '[target]\nprecision = "fp8"', ["precision", "'fp8'", "fp32, fp16"]),
+        (MINIMAL + '[target]\nprecision = ["fp32", "fp8"]', ["'fp8'", "fp32, fp16"]),
+        (MINIMAL + '[target]\nprecision = ["fp32", "bf16"]', ["onnxruntime has no precision 'bf16'"]),
+        (MINIMAL + '[target]\nprecision = ["int8", "int8"]', ["target.precision", "none of them twice"]),
+        (MINIMAL + "[target]\nprecision = []", ["target.precision", "one at least"]),
+        (MINIMAL + '[profile]\ntable = ["a", "b"]', ["2 tables for 1 precisions"]),
+        (MINIMAL + '[target]\nprecision = ["fp32", "int8"]\n[profile]\ntable = "a"', ["1 tables for 2 precisions"]),
+        (MINIMAL + "[quantise]\nmax_drop = -1", ["quantise.max_drop = -1"]),
         (MINIMAL + "[target]\nbatch = 0", ["target.batch = 0"]),
         (MINIMAL + "[profile]\ncool_down_seconds = 9999", ["profile.cool_down_seconds = 9999"]),
         (MINIMAL + "[profile]\ncool_down_seconds = true", ["profile.cool_down_seconds = True"]),
@@ -115,3 +122,18 @@ def test_a_confidence_needs_a_limit():
         parse_recipe('name = "a"\n[search]\nconfidence = 0.95')
     with pytest.raises(RecipeError, match=r"search\.confidence = 95"):
         parse_recipe('name = "a"\n[search]\nlatency = "1 ms"\nconfidence = 95.0')
+
+
+def test_a_recipe_of_several_precisions_is_one_of_each() -> None:
+    recipe = parse_recipe(
+        MINIMAL + '[target]\nprecision = ["int8", "fp32"]\n[profile]\ntable = ["a8", "a32"]\n[quantise]\nmax_drop = 2'
+    )
+    assert recipe.target.precisions == ("fp32", "int8"), "the plainest first, however they are written"
+    assert recipe.target.target().precision == "fp32"
+    assert recipe.target.target("int8").slug() == "onnxruntime-int8-b1-t1"
+    assert recipe.quantise.max_drop == 2.0
+    for precision, table in (("fp32", "a32"), ("int8", "a8")):
+        alone = recipe.at(precision)
+        assert (alone.target.precisions, alone.tables, alone.search) == ((precision,), (table,), recipe.search)
+    without = parse_recipe(MINIMAL + '[target]\nprecision = ["fp32", "int8"]')
+    assert without.at("int8").profile.table is None

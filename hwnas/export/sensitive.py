@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import with_config
 from torch import Tensor, nn
 
 from hwnas.errors import ExportError
@@ -19,6 +20,7 @@ from hwnas.export.exporter import Infer
 from hwnas.export.simulate import simulated
 from hwnas.export.verify import Images, batches_of
 from hwnas.graphs.plain import Graph, block_index, plain_graph
+from hwnas.saved import EXACT
 from hwnas.space import Position
 from hwprof.target import Target
 
@@ -26,6 +28,7 @@ from hwprof.target import Target
 RANKED = 256
 
 
+@with_config(EXACT)
 @dataclass(frozen=True)
 class Choice:
     """The blocks to keep in float, and accuracies in percent on the same images: with them in float, and of the module.

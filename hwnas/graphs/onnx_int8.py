@@ -41,6 +41,7 @@ _CLAMPS = {"relu", "relu6"}
 _COPYING = {"concat", "max_pool", "flatten"}
 # A bias in int32 must fit beside the sum of products that it starts.
 _BIAS_LIMIT = 2**30
+_LEAST_SUM = float(np.finfo(np.float32).tiny)
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -107,7 +108,8 @@ class Int8Writer(FloatWriter):
         scales = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / 127
         source = float(self._scale_of(node.inputs[0])[0])
         if with_bias and not self._symmetric:
-            scales = np.maximum(scales, np.abs(bias) / (source * _BIAS_LIMIT))
+            # a block of zeros has weights of the smallest scale, of which the bias's would be none
+            scales = np.maximum(scales, np.maximum(np.abs(bias) / _BIAS_LIMIT, _LEAST_SUM) / source)
         scales = self._rounded(scales)
         zeros = self.constant(f"{name}.zero_point", np.zeros(len(scales), np.int8))
         names = [self.constant(f"{name}.scale", scales), zeros]

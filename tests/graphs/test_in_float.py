@@ -119,3 +119,12 @@ def test_no_pairs_around_what_is_in_float(network: tuple[Graph, np.ndarray, np.n
     ]
     assert "Conv" in kinds
     assert "QuantizeLinear" not in kinds
+
+
+def test_a_block_of_zeros_after_another_has_numbers(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.randn(2, *(3, 4, 4))
+    graph = plain_graph(net, [(3, 4, 4)], batch=2, ranges=measure_ranges(net, images, [(3, 4, 4)]))
+    assert not onnx_logits(graph, images.numpy(), tmp_path, symmetric=False).any()

@@ -21,3 +21,13 @@ def mobile(**changes: Any) -> SearchSpace:
 
 def cells() -> SearchSpace:
     return make_space("nasbench201", CELLS)
+
+
+def residual() -> SearchSpace:
+    """Bottlenecks with every kind of choice: depths, expansions, widths, a stem that can be skipped."""
+    arguments: dict[str, Any] = {
+        "resolutions": [8, 12], "width_mults": [0.5, 1.0], "depths": [0, 1], "base_depths": [1, 1],
+        "expands": [0.25, 0.5, 1.0], "stem_widths": [8, 8], "stem_stride": 1, "max_pool": False,
+        "stage_widths": [16, 32], "stage_strides": [1, 2], "in_channels": 1, "num_classes": 10,
+    }  # fmt: skip
+    return make_space("resnet", arguments)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from supernet.spaces import cells, mobile
+from supernet.spaces import cells, mobile, residual
 
 from hwnas.space import Arch, SearchSpace, rows_of
 from hwnas.supernet.elastic import Supernet
 from hwnas.supernet.extremes import largest_arch, smallest_arch
 from hwnas.supernet.recalibrate import recalibrate
 
-SPACES = {"mobilenetv3": mobile(), "nasbench201": cells()}
+SPACES = {"mobilenetv3": mobile(), "nasbench201": cells(), "resnet": residual()}
 
 
 def some(space: SearchSpace, n: int = 4) -> list[Arch]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from supernet.spaces import mobile
+from supernet.spaces import mobile, residual
 
 from hwnas.blocks import HeadBlock, MBConvBlock
+from hwnas.space import SearchSpace
 from hwnas.spaces.nasbench201_blocks import ReductionBlock
 from hwnas.supernet.elastic import Supernet
 from hwnas.supernet.extremes import largest_arch, smallest_arch
 from hwnas.supernet.sorting import hidden_channels, sort_channels
 
 
-def test_the_largest_network_stays_the_same_function_and_smaller_ones_do_not() -> None:
-    space = mobile()
+@pytest.mark.parametrize("space", [mobile(), residual()], ids=lambda space: space.name)
+def test_the_largest_network_stays_the_same_function_and_smaller_ones_do_not(space: SearchSpace) -> None:
     supernet = Supernet(space).train()
     x = {arch: torch.randn(4, *space.input_shape(arch)) for arch in (largest_arch(space), smallest_arch(space))}
     before = {arch: supernet(images, arch) for arch, images in x.items()}

@@ -17,6 +17,7 @@ from hwnas.export.native import is_native, native_name
 from hwnas.export.verify import Verification
 from hwnas.latency.measure import Measured
 from hwnas.latency.worst import profile_networks
+from hwnas.precisions import Member
 from hwnas.report.html import write_html
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
 from hwnas.run import Run, score_objectives, score_study, train_study
@@ -42,23 +43,32 @@ def exported_file(run: Run, arch: Arch) -> Path:
     return run.folder / "export" / native_name(run.network_name(arch), run.target)
 
 
-def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured | str) -> NetworkRow:
-    """The report's row of an exported network; `measured` may be the reason why it was not."""
+def network_row(
+    run: Run, arch: Arch, verified: Verification, measured: Measured | str, member: Member | None = None
+) -> NetworkRow:
+    """The report's row of an exported network; `measured` may be the reason why it was not.
+
+    `member` is what it is on the front, if its precision is one of several.
+    """
     matrix = np.array([arch])
-    low_ms, high_ms = predicted_interval(run, matrix)
-    trial = recorded(train_study(run))[arch]
+    predicted_ms = float(run.predictor.predict_ms(matrix)[0])
+    bounds = predicted_interval(run, matrix)
+    if member is None:
+        member = Member(arch, run.target.precision, recorded(train_study(run))[arch].values[0], predicted_ms)
+    # blocks in float change the prediction; what it may be off by stays in proportion
+    low_ms, high_ms = (None if bound is None else bound * (member.latency_ms / predicted_ms) for bound in bounds)
     refused = measured if isinstance(measured, str) else measured.refused
     found = None if isinstance(measured, str) or measured.refused else measured
     limit = run.recipe.search.latency
     blocks = run.space.blocks(arch)
     file = exported_file(run, arch)
     return NetworkRow(
-        name=run.network_name(arch),
+        name=run.label(arch),
         arch=format_arch(arch),
         choice=run.space.describe(arch),
         accuracy=verified.accuracy,
-        valid_accuracy=trial.values[0],
-        predicted_ms=float(run.predictor.predict_ms(matrix)[0]),
+        valid_accuracy=member.accuracy,
+        predicted_ms=member.latency_ms,
         predicted_low_ms=low_ms,
         predicted_high_ms=high_ms,
         measured_ms=found.ms if found else None,
@@ -70,6 +80,9 @@ def network_row(run: Run, arch: Arch, verified: Verification, measured: Measured
         file=file.relative_to(run.folder).as_posix(),
         size_bytes=file.stat().st_size,
         within_limit=None if found is None or limit is None else found.ms <= limit,
+        precision=member.precision,
+        in_float=member.in_float,
+        within_drop=member.within_drop,
     )
 
 
@@ -96,6 +109,9 @@ def model_card(
     """The card of a file that was measured on the run's target."""
     return {
         **network_card(run, parse_arch(row.arch), profiled),
+        "predicted_ms": row.predicted_ms,
+        "predicted_interval_ms": [row.predicted_low_ms, row.predicted_high_ms],
+        "in_float": list(row.in_float),
         "accuracy_percent": row.accuracy,
         "max_logit_difference": verified.max_difference,
         "measured_ms": row.measured_ms,

@@ -208,6 +208,11 @@ class Run:
         """A short name for files and tables, the same in every run."""
         return f"net-{hashlib.sha256(format_arch(arch).encode()).hexdigest()[:6]}"
 
+    def label(self, arch: Arch) -> str:
+        """The network's name in reports; with its precision, where that is not the plainest of several."""
+        plain = self._whole is None or self.target.precision == self._whole.precisions[0]
+        return self.network_name(arch) + ("" if plain else f".{self.target.precision}")
+
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the stage's seconds to the run's record, also when it is interrupted."""

@@ -31,6 +31,9 @@ class NetworkRow:
 
     Either `measured_ms` is given or `refused` says why there is no measurement. `accuracy` is that of the exported file
     on the test set, `valid_accuracy` the one the search went by. Raises RunError where that does not hold.
+
+    `precision` is the file's; blocks at the positions `in_float` are not in it. `within_drop` is False where it loses
+    more accuracy than the recipe allows. Summaries of before there were several precisions do not say.
     """
 
     name: str
@@ -50,6 +53,9 @@ class NetworkRow:
     file: str
     size_bytes: int
     within_limit: bool | None
+    precision: str | None = None
+    in_float: tuple[str, ...] = ()
+    within_drop: bool = True
 
     def __post_init__(self) -> None:
         if (self.measured_ms is None) != bool(self.refused):

@@ -221,6 +221,7 @@ def _train(run: Run, net: Supernet) -> None:
         checkpoint=_folder(run) / CHECKPOINT,
         progress=lambda stage, done, of, facts: run.progress(stage, done, of),
         max_threads=run.recipe.train.threads,
+        log_dir=run.folder / "logs" / "supernet" if run.recipe.train.log else None,
     )
 
 

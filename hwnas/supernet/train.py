@@ -33,9 +33,11 @@ from hwnas.train.data import ImageData
 from hwnas.train.distributed import average_gradients, connect, from_first, ranks, take_from_first, total
 from hwnas.train.isolation import at_most_threads, own_random_state, repeatable_kernels, seed_modules
 from hwnas.train.loop import TrainingFailed, _mixed
+from hwnas.train.scalars import scalar_log
 from hwnas.train.schedule import rate_factor
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
+Log = Callable[[int, Mapping[str, float]], None]
 _PERMILLE = 1000
 
 
@@ -93,22 +95,24 @@ def train_supernet(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     max_threads: int | None = None,
+    log_dir: Path | None = None,
 ) -> None:
     """Train `supernet` in place; it stays on `device`.
 
     `latency_ms` (n, slots) -> (n,) spreads the drawn subnets evenly over latency. `checkpoint`: a file of this
     training alone, written every `checkpoint_seconds` and after each stage, and gone on from if it exists.
-    `progress(stage, thousandths done, 1000, {"train_loss", "images_per_second", "remaining_seconds"})` is called now
-    and then; an exception it raises ends the training. Under torchrun every process calls this with the same arguments
-    and works on its share of each batch; only the first reads and writes the checkpoint and tells of progress. Raises
-    TrainingFailed if the loss becomes infinite or NaN.
+    `progress(stage, thousandths done, 1000, facts)` is called now and then; an exception it raises ends the training.
+    Its facts are "train_loss" of a step, the "learning_rate", "images_per_second" and the stage's "seconds_left".
+    `log_dir`: where these go for TensorBoard, by stage and step. Under torchrun every process calls this with the same
+    arguments and works on its share of each batch; only the first reads and writes the checkpoint, logs and tells of
+    progress. Raises TrainingFailed if the loss becomes infinite or NaN.
     """
     device = connect(torch.device(device))
     settings = {**asdict(config), "checkpoint_seconds": None}
     facts = (data.name, data.class_names, len(data.x_train), data.mean, data.std, latency_ms is not None)
     identity = identity_of(supernet, settings, supernet.space.config, facts)
     stages = stages_of(config.method, supernet.space)
-    checkpoint, progress = (checkpoint, progress) if ranks().first else (None, None)
+    checkpoint, progress, log_dir = (checkpoint, progress, log_dir) if ranks().first else (None, None, None)
     with at_most_threads(max_threads), own_random_state(device), repeatable_kernels(device):
         supernet.to(device).train()
         take_from_first(supernet)
@@ -139,7 +143,15 @@ def train_supernet(
                     }
                     save_checkpoint(checkpoint, identity, now)
 
-            training.run(stand, save, progress)
+            with scalar_log(None if log_dir is None else log_dir / stages[number].name, stand.step) as log:
+
+                def tell(stand: _Stand, facts: dict[str, float], log: Log = log, stage: Stage = stages[number]) -> None:
+                    log(stand.step, facts)
+                    if progress is not None:
+                        name = f"supernet: {stage.name} ({stand.stage + 1} of {len(stages)})"
+                        progress(name, round(_PERMILLE * stand.progress), _PERMILLE, facts)
+
+                training.run(stand, save, tell)
             if number == 0 and teacher is not None:
                 teacher.learn(supernet)
             save(_Stand(number + 1))
@@ -190,7 +202,7 @@ class _StageTraining:
         latency_ms: Callable[[IntMatrix], np.ndarray] | None,
     ) -> None:
         self._supernet, self._images, self._config = supernet, images, config
-        self._stage, self._number, self._of = stages[number], number, len(stages)
+        self._stage, self._number = stages[number], number
         self._teacher = teacher if stages[number].taught else None
         self._draw = StageSampler(supernet.space, stages[number], latency_ms)
         self._sizes = resolution_slots(supernet.space)
@@ -204,7 +216,9 @@ class _StageTraining:
         self._steps = None if config.epochs is None else max(1, round(share * config.epochs * per_epoch))
         self._seconds = None if config.minutes is None else share * config.minutes * 60
 
-    def run(self, stand: _Stand, save: Callable[[_Stand], None], progress: Progress | None) -> None:
+    def run(
+        self, stand: _Stand, save: Callable[[_Stand], None], tell: Callable[[_Stand, dict[str, float]], None]
+    ) -> None:
         """Take the steps from `stand` on to the end of the stage."""
         began = time.monotonic() - stand.seconds
         saved, told, seen, begun_at = time.monotonic(), -math.inf, 0, stand.seconds
@@ -219,24 +233,21 @@ class _StageTraining:
             stand = from_first(_Stand(self._number, stand.step + 1, min(done, 1.0), seconds))
             if (now := time.monotonic()) - told >= 1 or stand.progress == 1:
                 told = now
-                self._tell(
-                    progress if ranks().first else None, stand, float(loss), seen / max(seconds - begun_at, 1e-9)
-                )
+                speed = seen / max(seconds - begun_at, 1e-9)
+                left = seconds * (1 - stand.progress) / stand.progress
+                facts = {"train_loss": self._finite(loss, stand), "learning_rate": rate}
+                tell(stand, {**facts, "images_per_second": speed, "seconds_left": left})
             if now - saved >= self._config.checkpoint_seconds and stand.progress < 1:
                 saved = now
                 save(stand)
 
-    def _tell(self, progress: Progress | None, stand: _Stand, loss: float, speed: float) -> None:
-        if not math.isfinite(loss):
+    def _finite(self, loss: Tensor, stand: _Stand) -> float:
+        if not math.isfinite(found := float(loss)):
             raise TrainingFailed(
-                f"the supernet diverged in step {stand.step} of stage {self._stage.name!r}: its loss is {loss}; lower "
+                f"the supernet diverged in step {stand.step} of stage {self._stage.name!r}: its loss is {found}; lower "
                 f"supernet.learning_rate ({self._config.learning_rate:g})"
             )
-        if progress is not None:
-            left = stand.seconds * (1 - stand.progress) / max(stand.progress, 1e-9)
-            told = {"train_loss": loss, "images_per_second": speed, "remaining_seconds": left}
-            stage = f"supernet: {self._stage.name} ({self._number + 1} of {self._of})"
-            progress(stage, round(_PERMILLE * stand.progress), _PERMILLE, told)
+        return found
 
     def _step(self, step: int, rate: float) -> Tensor:
         """One batch through some subnets, whose gradients add up as in both papers; their mean loss."""

@@ -90,16 +90,21 @@ def test_another_seed_trains_another_supernet(few: ImageData) -> None:
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_budget_in_minutes_ends_when_it_is_spent(few: ImageData) -> None:
+def test_a_budget_in_minutes_ends_when_it_is_spent(few: ImageData, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     config = SupernetConfig(method="progressive", minutes=0.01)
     stages: list[str] = []
-    train_supernet(
-        Supernet(mobile()), few, config, progress=lambda stage, done, of, facts: stages.append(stage), max_threads=1
-    )
+
+    def progress(stage: str, done: int, of: int, facts: dict[str, float]) -> None:
+        stages.append(stage)
+        assert set(facts) == {"train_loss", "learning_rate", "images_per_second", "seconds_left"}
+
+    train_supernet(Supernet(mobile()), few, config, progress=progress, max_threads=1, log_dir=tmp_path)
     assert list(dict.fromkeys(stages)) == [
         f"supernet: {name} ({number} of 5)"
         for number, name in enumerate(("largest", "kernel", "depth 2", "expand 1", "expand 2"), 1)
     ]
+    assert {path.name for path in tmp_path.iterdir()} == {"largest", "kernel", "depth 2", "expand 1", "expand 2"}
 
 
 def test_a_training_that_diverges_says_so(few: ImageData) -> None:

@@ -49,7 +49,8 @@ class Ours:
         self.arch = arch
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x, self.arch)
+        # as this project's training gives it images; the authors' code has no such thing
+        return self.net(x.contiguous(memory_format=torch.channels_last), self.arch)
 
     def extract(self) -> nn.Module:
         return self.net.extract(self.arch)

@@ -1,12 +1,13 @@
 """The third stage: the front as files, checked, measured again on the target, and reported.
 
 Every network becomes an ONNX file; where the target runs something else (another format, another precision), a file for
-it lies beside, and that one is checked on the target and measured.
+it lies beside, and that one is checked on the target and measured. Of several precisions there is one for each that the
+network is on the front in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +17,10 @@ from hwnas.errors import PredictorError
 from hwnas.export.card import metadata_of, write_card
 from hwnas.export.native import CALIBRATION, is_native, verify_native, write_native
 from hwnas.export.onnx import export_onnx, write_onnx
+from hwnas.export.sensitive import blocks_of, nodes_in_float
 from hwnas.export.verify import Verification, batches_of, verify_onnx
 from hwnas.latency.measure import Measured, measure_files
+from hwnas.precisions import Member, images_of
 from hwnas.report.card import write_card_page
 from hwnas.report.summary import RunSummary
 from hwnas.results import (
@@ -31,96 +34,176 @@ from hwnas.results import (
 )
 from hwnas.run import Run
 from hwnas.space import Arch
-from hwnas.train.preprocess import normalise
-from hwnas.trained import trained_front, trained_network
+from hwnas.trained import front_members, plainest, trained_network
 from hwprof.client import AgentClient
 from hwprof.errors import HwprofError
 
 
 def export_stage(run: Run) -> RunSummary:
-    """Export the front, check the files, measure them again on the target, and write summary and report."""
+    """Export the front, check the files, measure them again on the target, and write summary and report.
+
+    Of several precisions, a network of fewer bits is measured beside its file in the plainest, and only offered if it
+    is faster.
+    """
     run.open_folder()
     warnings: list[str] = []
-    front = trained_front(run)
+    front = front_members(run)
+    # all that is written: the plainest files first, also of networks that are only in another precision on the front
+    members = list(dict.fromkeys([*(plainest(run, member.arch) for member in front), *front]))
+    parts = {
+        precision: [member for member in members if member.precision == precision]
+        for precision in run.precisions
+        if any(member.precision == precision for member in members)
+    }
     with run.timed("export"):
-        models, verified = {}, {}
-        for number, arch in enumerate(front):
-            run.progress("export and check", number, len(front))
-            models[arch], verified[arch] = _export(run, arch)
-        run.progress("export and check", len(front), len(front))
-        if is_native(run.target):
-            try:
-                verified |= _check_on_device(run, front)
-            except HwprofError as error:
-                warnings.append(f"the exported files were not checked on the device: {error}")
+        models, plainly = {}, {}
+        for number, member in enumerate(members):
+            run.progress("export and check", number, len(members))
+            if member.arch not in models:
+                models[member.arch], plainly[member.arch] = _export(run, member.arch)
+            _export_native(run.at(member.precision), member)
+        run.progress("export and check", len(members), len(members))
+        verified = {member: plainly[member.arch] for member in members}
+        for precision, mine in parts.items():
+            if is_native(run.at(precision).target):
+                try:
+                    verified |= _check_on_device(run.at(precision), mine)
+                except HwprofError as error:
+                    warnings.append(f"the exported files were not checked on the device: {error}")
+    measured: dict[Member, Measured | str] = {}
+    profiled: dict[Member, dict[int, float]] = {}
     with run.timed("measure"):
-        files = {run.network_name(arch): exported_file(run, arch) for arch in front}
-        try:
-            measured: dict[str, Measured | str] = {
-                **measure_files(
-                    files,
-                    run.space,
-                    run.table,
-                    run.device,
-                    plan=run.plan,
-                    progress=lambda done, total: run.progress("measure exported files", done, total),
-                )
-            }
-        except (HwprofError, PredictorError) as error:  # no such device here, or a table without anchors
-            # The files are good; that they could not be measured here is said in their place.
-            measured = dict.fromkeys(files, str(error))
-            warnings.append(f"the exported files were not measured: {error}")
-        on_device = any(isinstance(one, Measured) for one in measured.values())
-        profiled = profiled_blocks(run, front) if on_device else {}
-    rows = [network_row(run, arch, verified[arch], measured[run.network_name(arch)]) for arch in front]
-    for arch, row in zip(front, rows, strict=True):
-        card = model_card(run, row, verified[arch], profiled.get(arch))
-        write_onnx(models[arch], metadata_of(card), onnx_file(run, arch))
-        for file in {onnx_file(run, arch), exported_file(run, arch)}:
+        for precision, mine in parts.items():
+            found, times = _measure(run.at(precision), mine, warnings)
+            measured |= found
+            profiled |= times
+    kept, notes = faster_members(run, front, measured)
+    rows = {
+        member: network_row(
+            run.at(member.precision),
+            member.arch,
+            verified[member],
+            measured[member],
+            member if len(run.precisions) > 1 else None,
+        )
+        for member in members
+    }
+    for member in reversed(members):  # what is plainest has the last word on the ONNX file
+        part = run.at(member.precision)
+        card = model_card(part, rows[member], verified[member], profiled.get(member))
+        write_onnx(models[member.arch], metadata_of(card), onnx_file(run, member.arch))
+        for file in {onnx_file(run, member.arch), exported_file(part, member.arch)}:
             path = write_card(card, file)
             write_card_page(read_card(path), path.with_suffix(".html"))
-    return write_summary(run, rows, warnings + _partly_checked(run, verified) + drift_warnings(measured.values()))
+    warnings += notes + _beyond_budget(run, kept) + _partly_checked(run, verified) + drift_warnings(measured.values())
+    return write_summary(run, [rows[member] for member in kept], warnings)
+
+
+def faster_members(
+    run: Run, front: Sequence[Member], measured: Mapping[Member, Measured | str]
+) -> tuple[list[Member], list[str]]:
+    """The front without what was measured to be no faster than in the plainest precision, that instead; and why."""
+    kept, notes = [], []
+    for member in front:
+        plain = plainest(run, member.arch)
+        own, other = measured[member], measured.get(plain, "")
+        if (
+            member.precision != plain.precision
+            and isinstance(own, Measured)
+            and isinstance(other, Measured)
+            and not (own.refused or other.refused)
+            and own.ms >= other.ms
+        ):
+            notes.append(
+                f"{run.network_name(member.arch)} takes {own.ms:.4g} ms in {member.precision} and {other.ms:.4g} ms in "
+                f"{plain.precision}, as measured: it is offered in {plain.precision}"
+            )
+            member = plain
+        kept.append(member)
+    return list(dict.fromkeys(kept)), notes
 
 
 def _export(run: Run, arch: Arch) -> tuple[Any, Verification]:
-    """Write the ONNX file and the target's own; the ONNX model, and how it did on the test images."""
+    """Write the ONNX file; the ONNX model, and how it did on the test images."""
     module, shape = trained_network(run, arch), run.space.input_shape(arch)
     model = export_onnx(module, shape)
     write_onnx(model, {}, onnx_file(run, arch))
-    if is_native(run.target):
-        file = exported_file(run, arch)
-        calibration = _images(run, run.data.x_train[:CALIBRATION], shape[1])
-        write_native(module, shape, run.target, calibration, file)
-    batches = batches_of(lambda part: _images(run, run.data.x_test[part], shape[1]), run.data.y_test)
+    batches = batches_of(lambda part: images_of(run, arch, run.data.x_test[part]), run.data.y_test)
     return model, verify_onnx(onnx_file(run, arch), module, batches)
 
 
-def _check_on_device(run: Run, front: Sequence[Arch]) -> dict[Arch, Verification]:
+def _export_native(run: Run, member: Member) -> None:
+    """Write the file that the target runs, where that is another one."""
+    if not is_native(run.target):
+        return
+    module, shape = trained_network(run, member.arch), run.space.input_shape(member.arch)
+    blocks = blocks_of(module, shape, run.space.positions) if member.in_float else {}
+    calibration = images_of(run, member.arch, run.data.x_train[:CALIBRATION])
+    in_float = nodes_in_float(blocks, member.in_float)
+    write_native(module, shape, run.target, calibration, exported_file(run, member.arch), in_float)
+
+
+def _check_on_device(run: Run, members: Sequence[Member]) -> dict[Member, Verification]:
     """How the target's own files did on the test images, on the device."""
     verified = {}
     with AgentClient(run.device, run.target) as client:
-        for number, arch in enumerate(front):
-            run.progress("check on the device", number, len(front))
-            size = run.space.input_shape(arch)[1]
+        for number, member in enumerate(members):
+            run.progress("check on the device", number, len(members))
 
-            def images(part: slice, size: int = size) -> Tensor:
-                return _images(run, run.data.x_test[part], size)
+            def images(part: slice, arch: Arch = member.arch) -> Tensor:
+                return images_of(run, arch, run.data.x_test[part])
 
-            module = trained_network(run, arch)
-            verified[arch] = verify_native(
-                client, exported_file(run, arch), module, run.target, images, run.data.y_test
+            module = trained_network(run, member.arch)
+            verified[member] = verify_native(
+                client, exported_file(run, member.arch), module, run.target, images, run.data.y_test
             )
-        run.progress("check on the device", len(front), len(front))
+        run.progress("check on the device", len(members), len(members))
     return verified
 
 
-def _partly_checked(run: Run, verified: dict[Arch, Verification]) -> list[str]:
+def _measure(
+    run: Run, members: Sequence[Member], warnings: list[str]
+) -> tuple[dict[Member, Measured | str], dict[Member, dict[int, float]]]:
+    """Files of one precision measured, or why not; and ms of their blocks by position, of those that were profiled."""
+    files = {run.network_name(member.arch): exported_file(run, member.arch) for member in members}
+    try:
+        found: dict[str, Measured | str] = {
+            **measure_files(
+                files,
+                run.space,
+                run.table,
+                run.device,
+                plan=run.plan,
+                progress=lambda done, total: run.progress("measure exported files", done, total),
+            )
+        }
+    except (HwprofError, PredictorError) as error:  # no such device here, or a table without anchors
+        # The files are good; that they could not be measured here is said in their place.
+        found = dict.fromkeys(files, str(error))
+        warnings.append(f"the exported files were not measured: {error}")
+    on_device = any(isinstance(one, Measured) for one in found.values())
+    # graphs to be profiled have no blocks in float
+    whole = {member.arch: member for member in members if not member.in_float}
+    times = profiled_blocks(run, list(whole)) if on_device and whole else {}
+    return (
+        {member: found[run.network_name(member.arch)] for member in members},
+        {whole[arch]: each for arch, each in times.items()},
+    )
+
+
+def _beyond_budget(run: Run, members: Sequence[Member]) -> list[str]:
+    """What to say of networks that lose more accuracy than they may."""
+    return [
+        f"{run.at(member.precision).label(member.arch)} loses more than the {run.recipe.quantise.max_drop:g} points of "
+        "quantise.max_drop, whatever blocks stay in float while that pays"
+        for member in members
+        if not member.within_drop
+    ]
+
+
+def _partly_checked(run: Run, verified: Mapping[Member, Verification]) -> list[str]:
     """What to say where accuracies are those on a part of the test images."""
     images, available = min(each.images for each in verified.values()), len(run.data.y_test)
     if images == available:
         return []
     return [f"the accuracy of the files is that on the first {images} of {available} test images: more do not travel"]
-
-
-def _images(run: Run, pixels: Tensor, size: int) -> Tensor:
-    return normalise(pixels, run.data.mean, run.data.std, size).contiguous()

@@ -71,7 +71,7 @@ def offered(run: Run, arch: Arch, accuracy: float, network: Callable[[], nn.Modu
         if precision == "fp32":
             members.append(Member(arch, precision, accuracy, latency_ms))
             continue
-        found = _assessed(run, arch, precision, network)
+        found = assessed(run, arch, precision, network)
         latency_ms = predicted_ms(run, arch, precision, found.in_float)
         members.append(Member(arch, precision, found.accuracy, latency_ms, found.in_float, found.within_drop))
     return [member for member in members if _keeps_limit(run, member)] or members[-1:]
@@ -95,7 +95,7 @@ def images_of(run: Run, arch: Arch, pixels: Tensor) -> Tensor:
     return normalise(pixels, run.data.mean, run.data.std, run.space.input_shape(arch)[1]).contiguous()
 
 
-def _assessed(run: Run, arch: Arch, precision: str, network: Callable[[], nn.Module]) -> Choice:
+def assessed(run: Run, arch: Arch, precision: str, network: Callable[[], nn.Module]) -> Choice:
     """What is on record, or is put there now."""
     name = format_arch(arch)
     found = _read(run).networks.get(name, {}).get(precision)

@@ -142,7 +142,7 @@ def write_summary(run: Run, rows: Sequence[NetworkRow], warnings: Sequence[str])
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         version=__version__,
         space={"name": run.space.name, **run.space.config},
-        target={**asdict(run.target), **run.table.fingerprint},
+        target={**asdict(run.target), "precision": ", ".join(run.precisions), **run.table.fingerprint},
         limits={} if limit is None else {LATENCY_LIMIT: limit},
         networks=tuple(rows),
         candidates=tuple(_candidates(run)),

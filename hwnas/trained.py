@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hwnas.errors import RunError
-from hwnas.precisions import Member, offered
+from hwnas.precisions import Member, assessed, offered, predicted_ms
 from hwnas.run import Run, train_objectives, train_study
 from hwnas.scoring import build_seeded
 from hwnas.search.pareto import nondominated
@@ -74,6 +74,17 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def trained_front(run: Run) -> list[Arch]:
     """The trained architectures that none beats in both validation accuracy and predicted latency, fastest first."""
     return list(dict.fromkeys(member.arch for member in front_members(run)))
+
+
+def plainest(run: Run, arch: Arch) -> Member:
+    """A trained network in the plainest of the run's precisions, whether or not it is on the front in it."""
+    accuracy, latency_ms = recorded(train_study(run))[arch].values
+    plain = run.precisions[0]
+    if len(run.precisions) > 1:
+        latency_ms = predicted_ms(run, arch, plain)
+        if plain != "fp32":
+            accuracy = assessed(run, arch, plain, partial(trained_network, run, arch)).accuracy
+    return Member(arch, plain, accuracy, latency_ms)
 
 
 def front_members(run: Run) -> list[Member]:

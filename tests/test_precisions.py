@@ -100,7 +100,7 @@ def test_what_is_within_the_limit_in_one_precision_is_offered_in_that_one(
     both = [predicted_ms(run, LARGE, precision) for precision in ("fp32", "int8")]
     between = (both[0] + both[1]) / 2
     run = run_of(tmp_path, search=f'latency = "{between * 1000} us"')
-    monkeypatch.setattr(precisions, "_assessed", lambda *_: Choice((), 40.0, 50.0, True))
+    monkeypatch.setattr(precisions, "assessed", lambda *_: Choice((), 40.0, 50.0, True))
     (_, quantity), *_ = known_limits(run)
     assert quantity(np.array([LARGE]))[0] == pytest.approx(both[1]) != pytest.approx(both[0])
     assert [member.precision for member in offered(run, LARGE, 50.0, never)] == ["int8"]
@@ -116,7 +116,7 @@ def test_blocks_in_float_cost_what_they_do_in_float(tmp_path: Path, monkeypatch:
     stem = predicted_ms(run, LARGE, "int8", everything[:1])
     row = run.at("fp32").table.rows[placed[0][1].key].ms
     assert stem == pytest.approx(low + row / 2)
-    monkeypatch.setattr(precisions, "_assessed", lambda *_: Choice((everything[0],), 40.0, 50.0, False))
+    monkeypatch.setattr(precisions, "assessed", lambda *_: Choice((everything[0],), 40.0, 50.0, False))
     member = offered(run, LARGE, 50.0, never)[-1]
     assert (member.latency_ms, member.in_float, member.within_drop) == (stem, (everything[0],), False)
 

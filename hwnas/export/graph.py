@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import onnx
 import torch
@@ -19,18 +20,24 @@ from hwnas.graphs.ranges import measure_ranges
 
 
 def graph_of(
-    module: nn.Module, input_shape: tuple[int, int, int], precision: str, batch: int, calibration: Tensor | None
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    precision: str,
+    batch: int,
+    calibration: Tensor | None,
+    in_float: frozenset[str] = frozenset(),
 ) -> Graph:
     """The module as a plain graph, with ranges measured on the calibration images if it is to be int8.
 
-    Raises ExportError for int8 without images, SpaceError for an operator that no format knows.
+    Nodes `in_float` (see `sensitive.py`) are not in int8 all the same. Raises ExportError for int8 without images,
+    SpaceError for an operator that no format knows.
     """
     if precision == "int8" and calibration is None:
         raise ExportError("int8 activations are ranged on images: give some as the calibration")
     ranges = (
         measure_ranges(module, calibration, [input_shape]) if precision == "int8" and calibration is not None else None
     )
-    return plain_graph(module, [input_shape], batch=batch, ranges=ranges)
+    return replace(plain_graph(module, [input_shape], batch=batch, ranges=ranges), in_float=in_float)
 
 
 def onnx_of(module: nn.Module, spec: ExportSpec, *, symmetric: bool = False) -> onnx.ModelProto:

@@ -39,13 +39,19 @@ def native_name(name: str, target: Target) -> str:
 
 
 def write_native(
-    module: nn.Module, input_shape: tuple[int, int, int], target: Target, calibration: Tensor, path: Path
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    target: Target,
+    calibration: Tensor,
+    path: Path,
+    in_float: frozenset[str] = frozenset(),
 ) -> None:
     """Write the module as a file of the target's format, precision and batch.
 
-    `calibration` (n, *input_shape) are images on which int8 activations are ranged. Raises what `write_graph` raises.
+    `calibration` (n, *input_shape) are images on which int8 activations are ranged; nodes `in_float` stay in float.
+    Raises what `write_graph` raises.
     """
-    graph = graph_of(module, input_shape, target.precision, target.batch, calibration)
+    graph = graph_of(module, input_shape, target.precision, target.batch, calibration, in_float)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:  # a kill leaves no half file behind
         unfinished = Path(folder) / path.name
         write_graph(graph, target, unfinished)

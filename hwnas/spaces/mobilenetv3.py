@@ -8,15 +8,15 @@ of each stage, class count and the options of every slot are arguments, so that 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from hwnas.blocks import ACTIVATIONS, Block, ConvBlock, HeadBlock, MBConvBlock, conv_output_size, make_divisible
-from hwnas.errors import SpaceError
 from hwnas.space import Arch, IntMatrix, Position, SearchSpace, Slot
+from hwnas.spaces.arguments import is_bool, is_count, is_ratio, list_of, require
 
 
 class MobileNetV3Space(SearchSpace):
@@ -153,33 +153,19 @@ class MobileNetV3Space(SearchSpace):
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    def require(name: str, holds: Callable[[Any], bool], needs: str) -> None:
-        if not holds(arguments[name]):
-            raise SpaceError(f"{name} needs {needs}, got {arguments[name]!r}")
-
+    counts = list_of(is_count)
     for name in ("stem_width", "stem_stride", "in_channels", "num_classes"):
-        require(name, _is_count, "a positive integer")
+        require(arguments, name, is_count, "a positive integer")
     for name in ("resolutions", "depths", "kernels", "expands", "stage_widths", "stage_strides", "head_widths"):
-        require(name, _is_list_of(_is_count), "a list of positive integers")
-    require("kernels", lambda kernels: all(kernel % 2 for kernel in kernels), "odd sizes")
-    require("width_mults", _is_list_of(_is_multiplier), "a list of numbers above 0, at most 16")
-    require("se", _is_list_of(lambda value: isinstance(value, bool)), "a list of true and false")
-    require("activations", _is_list_of(lambda value: value in list(ACTIVATIONS)), f"a list of {sorted(ACTIVATIONS)}")
+        require(arguments, name, counts, "a list of positive integers")
+    require(arguments, "kernels", lambda kernels: all(kernel % 2 for kernel in kernels), "odd sizes")
+    require(arguments, "width_mults", list_of(is_ratio), "a list of numbers above 0, at most 16")
+    require(arguments, "se", list_of(is_bool), "a list of true and false")
+    known = list_of(lambda value: value in list(ACTIVATIONS))
+    require(arguments, "activations", known, f"a list of {sorted(ACTIVATIONS)}")
     for name in ("resolutions", "width_mults", "depths", "kernels", "expands"):
-        require(name, lambda options: len(set(options)) == len(options), "every option once")
+        require(arguments, name, lambda options: len(set(options)) == len(options), "every option once")
     stages = len(arguments["stage_widths"])
     for name in ("stage_strides", "se", "activations"):
-        require(name, lambda values: len(values) == stages, f"one value per stage ({stages})")
-    require("head_widths", lambda widths: len(widths) == 2, "two values (final expansion, hidden layer)")
-
-
-def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda values: isinstance(values, (list, tuple)) and bool(values) and all(map(holds, values))
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_multiplier(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= 16
+        require(arguments, name, lambda values: len(values) == stages, f"one value per stage ({stages})")
+    require(arguments, "head_widths", lambda widths: len(widths) == 2, "two values (final expansion, hidden layer)")

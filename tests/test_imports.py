@@ -27,6 +27,7 @@ FOUNDATION = {
     "template",
     "card",
     "printable",
+    "conformal",
 }
 MIDDLE = {"search", "supernet", "zeroshot", "train", "latency", "export", "report"}
 BELOW_PIPELINE = FOUNDATION | MIDDLE | {"spaces", "graphs", "hwprof"}

@@ -8,15 +8,16 @@ what is deployed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.errors import PredictorError
+from hwnas.conformal import conformal_quantile
 
 FloatVector = NDArray[np.float64]
+
+_TOO_FEW = "held-out networks, the table has {n}; profile with more (profile.held_out)"
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,8 @@ class Conformal:
 
     def two_sided(self, confidence: float) -> float:
         """The bound on |log(measured / predicted)| / difficulty; raises PredictorError with too few networks."""
-        return self._quantile(np.abs(self.errors), confidence)
+        return conformal_quantile(np.abs(self.errors), confidence, _TOO_FEW)
 
     def upper(self, confidence: float) -> float:
         """The bound on log(measured / predicted) / difficulty; raises PredictorError with too few networks."""
-        return self._quantile(self.errors, confidence)
-
-    def _quantile(self, scores: FloatVector, confidence: float) -> float:
-        if not 0 < confidence < 1:
-            raise PredictorError(f"confidence must lie between 0 and 1, got {confidence}")
-        # Rounded because 0.9 / (1 - 0.9) is a little above 9, and a whole rank must stay whole.
-        rank = math.ceil(round((len(scores) + 1) * confidence, 9))
-        if rank > len(scores):
-            needed = math.ceil(round(confidence / (1 - confidence), 9))
-            raise PredictorError(
-                f"confidence {confidence:g} needs at least {needed} held-out networks, the table has {len(scores)}; "
-                "profile with more (profile.held_out)"
-            )
-        return float(np.sort(scores)[rank - 1])
+        return conformal_quantile(self.errors, confidence, _TOO_FEW)

@@ -10,7 +10,6 @@ for being predicted good, which are to be evaluated.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -19,6 +18,7 @@ import numpy as np
 from pydantic import with_config
 from scipy.stats import kendalltau
 
+from hwnas.conformal import conformal_quantile
 from hwnas.errors import PredictorError, SpaceError
 from hwnas.ranks import average_ranks
 from hwnas.saved import EXACT
@@ -49,6 +49,7 @@ _FOLDS, _FEWER_FOLDS = 10, 5
 _MANY_ROWS = 500  # networks from which on fewer folds do
 # A candidate is clearly worse than the best if its error is larger by this factor and this share of the deviation.
 _CLEARLY, _NEGLIGIBLE = 1.03, 1e-3
+_TOO_FEW = "networks with known accuracy, the fit had {n}"
 _CHUNK = 2048  # architectures at once: what is compared with all rows of the fit stays in the cache
 
 
@@ -132,7 +133,7 @@ class AccuracyPredictor:
 
         Raises PredictorError if the fit had too few networks for it.
         """
-        values, bound = self._values(archs), _quantile(np.abs(self.residuals), confidence)
+        values, bound = self._values(archs), conformal_quantile(np.abs(self.residuals), confidence, _TOO_FEW)
         return self.link.accuracy(values + bound), self.link.accuracy(values - bound)
 
     def _values(self, archs: IntMatrix) -> FloatVector:
@@ -220,17 +221,3 @@ def _judge(name: str, predicted: FloatVector, accuracy: FloatVector) -> HeldOut:
         return HeldOut(name, rmse, 0.0, 0.0)
     spearman = np.corrcoef(average_ranks(predicted), average_ranks(accuracy))[0, 1]
     return HeldOut(name, rmse, float(kendalltau(predicted, accuracy).statistic), float(spearman))
-
-
-def _quantile(errors: FloatVector, confidence: float) -> float:
-    """The bound that a new error keeps with this confidence (Lei et al. 2018)."""
-    if not 0 < confidence < 1:
-        raise PredictorError(f"confidence must lie between 0 and 1, got {confidence}")
-    # Rounded because 0.9 / (1 - 0.9) is a little above 9, and a whole rank must stay whole.
-    rank = math.ceil(round((len(errors) + 1) * confidence, 9))
-    if rank > len(errors):
-        needed = math.ceil(round(confidence / (1 - confidence), 9))
-        raise PredictorError(
-            f"confidence {confidence:g} needs {needed} networks with known accuracy, the fit had {len(errors)}"
-        )
-    return float(np.sort(errors)[rank - 1])

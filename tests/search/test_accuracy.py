@@ -85,7 +85,7 @@ def test_intervals_hold_as_often_as_they_promise(truth, model, unseen):
     assert widths[0] < 0.7 * widths[1]
 
 
-@pytest.mark.parametrize(("confidence", "message"), [(0.999, "needs 999 networks"), (1.0, "between 0 and 1")])
+@pytest.mark.parametrize(("confidence", "message"), [(0.999, "needs at least 999 networks"), (1.0, "between 0 and 1")])
 def test_intervals_that_cannot_be_given(model, unseen, confidence, message):
     with pytest.raises(PredictorError, match=message):
         model.interval(unseen, confidence)

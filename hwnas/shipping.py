@@ -1,7 +1,8 @@
 """Networks of a finished search in formats of the user's choice, each checked and in a folder of its own.
 
 The export stage writes what the run's own target runs, and measures that; here it is any trained network in any format
-and precision, checked on any device, and not measured.
+and precision, checked on any device, and not measured. In int8, blocks stay in float where the file would otherwise
+lose more than the recipe's quantise.max_drop, as a simulation has it; the card says which, and whether that was enough.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from hwnas.errors import RunError
-from hwnas.export.exporter import Exporter, ExportSpec, make_exporter, require_precision
+from hwnas.export.exporter import RUNTIME_FORMATS, Exporter, ExportSpec, make_exporter, require_precision
+from hwnas.export.graph import graph_of
 from hwnas.export.native import CALIBRATION, verify_native
 from hwnas.export.normalise import with_normalisation
+from hwnas.export.sensitive import blocks_of, choose_in_float, nodes_in_float
 from hwnas.export.ship import Split, check_here, ship
 from hwnas.export.verify import Verification
 from hwnas.results import network_card
 from hwnas.run import Run, train_study
 from hwnas.search.study import recorded
-from hwnas.space import Arch
+from hwnas.space import Arch, Position
 from hwnas.train.preprocess import normalise, resize
 from hwnas.trained import trained_front, trained_network
 from hwprof.client import AgentClient
@@ -84,9 +87,11 @@ def _chosen(run: Run, names: tuple[str, ...]) -> list[Arch]:
 
 def _ship(run: Run, arch: Arch, exporter: Exporter, precision: str, wanted: Wanted) -> dict[str, Any]:
     data, shape = run.data, run.space.input_shape(arch)
-    module = trained_network(run, arch)
+    module, positions = trained_network(run, arch), run.space.positions
     if wanted.inside:
         module = with_normalisation(module, data.mean, data.std)
+        inner = (replace(position, name=f"network.{position.name}") for position in positions)
+        positions = (Position("normalise", ()), *inner)
     taken = partial(_taken, run, shape[1], wanted.inside)
     spec = ExportSpec(shape, precision, run.target.batch, taken(data.x_train[:CALIBRATION]))
     splits: dict[str, Split] = {
@@ -104,6 +109,14 @@ def _ship(run: Run, arch: Arch, exporter: Exporter, precision: str, wanted: Want
         target = replace(wanted.target, batch=run.target.batch, threads=run.target.threads, precision=precision)
         card["checked_on"] = asdict(target)
         check = partial(_check_there, target, module, splits)
+    if precision == "int8":
+        runtime = next((key for key, name in RUNTIME_FORMATS.items() if name == exporter.name), "onnxruntime")
+        simulated = Target(runtime=wanted.target.runtime if wanted.target else runtime, precision=precision)
+        blocks, max_drop = blocks_of(module, shape, positions), run.recipe.quantise.max_drop
+        graph = graph_of(module, shape, precision, 1, spec.calibration)
+        found = choose_in_float(module, graph, simulated, blocks, *splits["validation"], max_drop=max_drop)
+        spec = replace(spec, in_float=nodes_in_float(blocks, found.in_float))
+        card |= {"in_float": list(found.in_float), "max_drop": max_drop, "within_drop": found.within_drop}
     name = run.network_name(arch)
     return ship(exporter, module, spec, wanted.folder or run.folder / "export", name, card, check)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from hwnas.cli import app
 from hwnas.errors import ExportError, RecipeError, RunError
+from hwnas.export.sensitive import Choice
 from hwnas.export_command import parse_target, wanted_of
 from hwnas.pipeline import search_stage
 from hwnas.run import train_study
@@ -67,6 +69,31 @@ def test_a_run_is_exported_in_several_formats_and_precisions(finished: tuple[Pat
     with torch.no_grad():
         expected = trained_network(made, arch).eval()((pixels / 255 - mean) / std).numpy()
     assert np.abs(logits - expected).max() < 1e-4
+
+
+def test_sensitive_blocks_stay_in_float_in_shipped_files(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = finished
+    made = toy_run((folder / "toy.toml").read_text())
+    arch = next(arch for arch in recorded(train_study(made)) if made.network_name(arch) == name)
+    last = made.space.placed_blocks(arch)[-1][0].name
+
+    def chosen(module: Any, graph: Any, target: Target, blocks: Any, *_: Any, max_drop: float) -> Choice:
+        assert (target.precision, max_drop) == ("int8", 1.0)
+        (kept,) = (block for block in blocks if block in (last, f"network.{last}"))
+        return Choice((kept,), 40.0, 50.0, False)
+
+    monkeypatch.setattr("hwnas.shipping.choose_in_float", chosen)
+    for inside, kept in ((False, last), (True, f"network.{last}")):
+        wanted = Wanted(("onnx",), ("int8",), inside=inside, networks=(name,), folder=tmp_path / str(inside))
+        (card,) = ship_networks(made, wanted)
+        assert (card["in_float"], card["max_drop"], card["within_drop"]) == ([kept], 1.0, False)
+        graph = onnx.load(card["path"]).graph
+        written = {tensor.name for tensor in graph.initializer}
+        (linear,) = (node for node in graph.node if node.op_type == "Gemm")
+        assert linear.input[1] in written, "the last layer's weights are floats"
+        assert any(node.op_type == "QuantizeLinear" for node in graph.node), "others are in int8"
 
 
 def test_a_target_gives_the_format_and_checks_the_file_there(finished: tuple[Path, str], tmp_path: Path) -> None:

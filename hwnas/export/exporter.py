@@ -52,7 +52,8 @@ class ExportSpec:
 
     `input_shape` (channels, height, width); `batch` images are usual in one inference (TensorRT chooses its kernels for
     them, other formats take any or one); int8 activations are ranged on `calibration`, (n, *input_shape) images as the
-    module takes them; `metadata` goes into the file where the format has a place for it.
+    module takes them; `metadata` goes into the file where the format has a place for it; in int8, the nodes `in_float`
+    of the module's graph stay in float (see `sensitive.py`).
     """
 
     input_shape: tuple[int, int, int]
@@ -60,6 +61,7 @@ class ExportSpec:
     batch: int = 1
     calibration: Tensor | None = field(default=None, repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    in_float: frozenset[str] = frozenset()
 
 
 class Exporter(Protocol):

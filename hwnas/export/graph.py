@@ -42,7 +42,7 @@ def graph_of(
 
 def onnx_of(module: nn.Module, spec: ExportSpec, *, symmetric: bool = False) -> onnx.ModelProto:
     """The module as ONNX of any batch with the spec's metadata, images -> logits; `symmetric` is TensorRT's int8."""
-    graph = graph_of(module, spec.input_shape, spec.precision, 1, spec.calibration)
+    graph = graph_of(module, spec.input_shape, spec.precision, 1, spec.calibration, spec.in_float)
     if symmetric and spec.precision == "int8":
         model = int8_model(graph, symmetric=True, rest="fp16", dynamic_batch=True)
     else:

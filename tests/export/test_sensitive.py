@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hwnas.errors import ExportError
+from hwnas.errors import ExportError, MissingPackageError
+from hwnas.export.exporter import ExportSpec, make_exporter
 from hwnas.export.graph import graph_of
 from hwnas.export.sensitive import Choice, accuracy_of, blocks_of, choose_in_float, nodes_in_float
 from hwnas.export.simulate import simulated
@@ -120,3 +122,25 @@ def test_logits_without_numbers_have_no_accuracy() -> None:
     infer: Callable[[np.ndarray], np.ndarray] = lambda images: np.full((len(images), 5), np.nan)  # noqa: E731
     with pytest.raises(ExportError, match="not finite"):
         accuracy_of(infer, lambda part: torch.zeros(4, *SHAPE)[part], torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite", "ncnn", "openvino", "ort"])
+def test_every_format_takes_what_stays_in_float(
+    name: str, made: tuple[nn.Module, Tensor, Tensor], tmp_path: Path
+) -> None:
+    net, images, _ = made
+    exporter, batch = make_exporter(name), images[:1].numpy()
+    with torch.no_grad():
+        expected = net(images[:1]).numpy()
+    everything = frozenset(node.name for node in plain_graph(net, [SHAPE]).nodes)
+    errors = []
+    for number, in_float in enumerate((everything, frozenset[str]())):
+        path = tmp_path / f"{number}{exporter.suffixes[0]}"
+        spec = ExportSpec(SHAPE, "int8", calibration=images[:100], in_float=in_float)
+        try:
+            exporter.write(net, spec, path)
+            logits = exporter.load(path, "int8")(batch)
+        except MissingPackageError as error:
+            pytest.skip(str(error))
+        errors.append(np.abs(logits - expected).max() / np.abs(expected).max())
+    assert errors[0] < 5e-3 < errors[1]

@@ -27,7 +27,8 @@ class NcnnExporter:
         from hwnas.graphs.ncnn import write
 
         require_precision(self, spec.precision)
-        write(graph_of(module, spec.input_shape, spec.precision, 1, spec.calibration), path, spec.precision)
+        graph = graph_of(module, spec.input_shape, spec.precision, 1, spec.calibration, spec.in_float)
+        write(graph, path, spec.precision)
 
     def load(self, path: Path, precision: str) -> Infer:
         return load_in("ncnn", path, precision)

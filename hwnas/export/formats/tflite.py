@@ -36,7 +36,7 @@ class TfliteExporter:
         require_precision(self, spec.precision)
         with needs("a .tflite file", _PACKAGES):
             from hwnas.graphs.tflite import tflite_model
-        graph = graph_of(module, spec.input_shape, spec.precision, spec.batch, spec.calibration)
+        graph = graph_of(module, spec.input_shape, spec.precision, spec.batch, spec.calibration, spec.in_float)
         path.write_bytes(_resizable(tflite_model(graph, spec.precision)))
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("hwnas.json", json.dumps(dict(spec.metadata)))

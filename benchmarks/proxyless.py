@@ -35,6 +35,7 @@ from hwnas.space import IntMatrix, SearchSpace, rows_of
 from hwnas.spaces import make_space
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.supernet.alphas import Alphas
+from hwnas.supernet.centre import CentreConv2d
 from hwnas.supernet.derive import derive
 from hwnas.supernet.latency_loss import PredictMs, edge_costs
 from hwnas.supernet.proxyless import ProxylessConfig, search
@@ -104,7 +105,11 @@ def steps(kind: str | None = None) -> dict[str, Step]:
         if kind == "single network":
             found[kind] = lambda: _train(network, optimizer, x, y)
     if kind is None or kind.startswith("authors"):
-        theirs = GatedPaths(RelaxedNetwork(relaxation, seed=0), options, costs.costs_ms, costs.base_ms)
+        whole = RelaxedNetwork(relaxation, seed=0)
+        for module in whole.modules():
+            if type(module) is CentreConv2d:  # which theirs does not have
+                module.__class__ = torch.nn.Conv2d
+        theirs = GatedPaths(whole, options, costs.costs_ms, costs.base_ms)
         found["authors' way: weights"] = lambda: theirs.weight_step(plain, y)
         found["authors' way: architecture"] = lambda: theirs.architecture_step(plain, y)
         found["authors' way: bookkeeping"] = lambda: theirs.update(theirs.sample_two())

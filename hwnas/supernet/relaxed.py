@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas.space import Arch, IntMatrix, SearchSpace, rows_of
+from hwnas.supernet.centre import compute_centres
 
 Mixer = Callable[[int, nn.ModuleList, Tensor], Tensor]
 
@@ -84,6 +85,7 @@ class RelaxedNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.body = relaxation.body()
+        compute_centres(self.body)
         self._choices = [module for module in self.body.modules() if isinstance(module, Choice)]
 
     def forward(self, x: Tensor, mixer: Mixer) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.blocks import Block
+from hwnas.errors import SpaceError
 from hwnas.space import Arch, SearchSpace
 from hwnas.supernet.recalibrate import normalisations, reset_statistics, without_statistics
 from hwnas.supernet.sharing import Part, kernel_sizes, kind_of, largest_block, matrix_name, meta_module, parts_of
@@ -32,7 +33,10 @@ class Shared(nn.Module):
         self.weights = self.block.module()
         for normalisation in normalisations(self.weights):
             without_statistics(normalisation)
-        self._kernels = kernel_sizes([self.weights, *map(meta_module, blocks)])
+        modules = [meta_module(block) for block in blocks]
+        self._kernels = kernel_sizes([self.weights, *modules])
+        for module in modules:
+            parts_of(module, self.weights, self._kernels)  # raises where they are none
         self.matrices = nn.ParameterDict(
             {
                 _flat(f"{name}.{matrix_name(large, small)}"): torch.eye(small**2)
@@ -79,7 +83,13 @@ class Supernet(nn.Module):
                 for _, block in space.position_blocks(number):
                     if block is not None:
                         kinds.setdefault(kind_of(block), {})[block] = None
-                holders = {kind: Shared(blocks) for kind, blocks in kinds.items()}
+                try:
+                    holders = {kind: Shared(blocks) for kind, blocks in kinds.items()}
+                except SpaceError as error:
+                    raise SpaceError(
+                        f"{space.name} has no supernet: at position {position.name!r} {error}; search it by training "
+                        "networks, or share weights between fewer options"
+                    ) from error
                 self.shared[_flat(position.name)] = nn.ModuleList(holders.values())
                 self._holders |= {(position.name, kind): holder for kind, holder in holders.items()}
         self._is_chain = _is_chain(space)

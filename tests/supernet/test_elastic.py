@@ -7,7 +7,9 @@ import pytest
 import torch
 from supernet.spaces import cells, mobile, residual
 
+from hwnas.errors import SpaceError
 from hwnas.space import Arch, SearchSpace, rows_of
+from hwnas.spaces import make_space
 from hwnas.supernet.elastic import Supernet
 from hwnas.supernet.extremes import largest_arch, smallest_arch
 from hwnas.supernet.recalibrate import recalibrate
@@ -98,6 +100,12 @@ def test_the_same_seed_gives_the_same_supernet_and_another_another() -> None:
     first, same, other = (Supernet(space, seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_space_whose_blocks_share_no_weights_is_said() -> None:
+    space = make_space("morph", {"resolution": 8, "widths": [8, 16, 24], "kernels": [3], "stages": 1, "max_depth": 2})
+    with pytest.raises(SpaceError, match=r"morph has no supernet: at position '.*' a block has .* of shape"):
+        Supernet(space)
 
 
 def test_the_ends_of_a_space() -> None:

@@ -56,6 +56,10 @@ def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str
     target, data = theirs.target, theirs.data
     if target.runtime not in RUNTIMES:
         raise RecipeError(f"the card's target.runtime is {target.runtime!r}; known here: {', '.join(RUNTIMES)}")
+    if (precision := card.target.get("precision", target.precisions[0])) not in target.precisions:
+        raise RecipeError(
+            f"the card's target.precision is {precision!r}, and its recipe has {', '.join(target.precisions)}"
+        )
     if not _LEVEL.fullmatch(target.optimisation):  # it names files
         raise RecipeError(f"the card's target.optimisation is {target.optimisation!r}, which is no level of a runtime")
     _require_moderate(theirs)
@@ -75,7 +79,7 @@ def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str
         name=f"{theirs.name[:_NAME]}-card",
         seed=theirs.seed,
         runs=str(folder),
-        target=target.model_copy(update={"device": device}),
+        target=target.model_copy(update={"device": device, "precision": precision}),
         space=theirs.space,
         data=data.model_copy(update={"source": source, "root": type(data)().root}),
         profile=ProfileSection(

@@ -247,6 +247,7 @@ def test_machines_and_data_need_the_users_word(
         (lambda: make_card(recipe='name = "a"\n"\\u001b[2J" = 1'), "unknown key \ufffd"),
         (lambda: make_card(recipe='name = "a"\n[target]\nruntime = "../../x"'), "target.runtime is '../../x'"),
         (lambda: make_card(recipe='name = "a"\n[target]\noptimisation = "all/../../x"'), "is no level"),
+        (lambda: make_card(target={"precision": "int8"}), "target.precision is 'int8', and its recipe has fp32"),
         (lambda: evil("epochs", "1000000000"), "train.epochs = 1000000000, from a card at most"),
         (lambda: make_card(recipe='name = "a"\n[target]\nthreads = 100000'), "target.threads = 100000"),
         (lambda: make_card(recipe='name = "a"\n[profile]\nnetworks = 10000000'), "profile.networks"),
@@ -256,6 +257,15 @@ def test_recipes_that_are_refused(card: Callable[[], Card], why: str, tmp_path: 
     with pytest.raises(RecipeError, match=why) as caught:
         recipe_of(card(), tmp_path, Given())
     assert "\x1b" not in str(caught.value)
+
+
+def test_of_several_precisions_a_card_is_of_one(tmp_path: Path) -> None:
+    text = 'name = "a"\n[target]\nprecision = ["fp32", "int8"]\n[data]\nsource = "digits"\n'
+    for precision in ("fp32", "int8"):
+        card = make_card(recipe=text, target={"precision": precision})
+        recipe, _ = recipe_of(card, tmp_path, Given(table=tmp_path / "table.json"))
+        assert recipe.target.precision == precision
+        assert parse_recipe(to_toml(recipe)) == recipe
 
 
 def test_a_recipe_comes_back_from_its_text() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,18 @@ def test_what_is_within_the_limit_in_one_precision_is_offered_in_that_one(
     assert quantity(np.array([LARGE]))[0] == pytest.approx(both[1]) != pytest.approx(both[0])
     assert [member.precision for member in offered(run, LARGE, 50.0, never)] == ["int8"]
     assert above_limit(run, [LARGE]) == {}, "a table from elsewhere: not measured"
+
+
+def test_with_a_confidence_the_bound_keeps_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "assessed", lambda *_: Choice((), 40.0, 50.0, True))
+    run = run_of(tmp_path, search='latency = "1 ms"\nconfidence = 0.9')
+    for precision, ms, upper in (("fp32", 0.9, 1.1), ("int8", 0.8, 0.95)):
+        run.at(precision).predictor = SimpleNamespace(
+            index=None, predict_ms=lambda _, ms=ms: np.array([ms]), upper_ms=lambda *_, upper=upper: np.array([upper])
+        )
+    assert [member.precision for member in offered(run, LARGE, 50.0, never)] == ["int8"]
+    run = run_of(tmp_path, search='latency = "1 us"')
+    assert [member.precision for member in offered(run, LARGE, 50.0, never)] == ["int8"], "where nothing keeps it"
 
 
 def test_blocks_in_float_cost_what_they_do_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def export_stage(run: Run) -> RunSummary:
             path = write_card(card, file)
             write_card_page(read_card(path), path.with_suffix(".html"))
     warnings += notes + _beyond_budget(run, kept) + _partly_checked(run, verified) + drift_warnings(measured.values())
-    return write_summary(run, [rows[member] for member in kept], warnings)
+    return write_summary(run, [rows[member] for member in kept], list(dict.fromkeys(warnings)))
 
 
 def faster_members(

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import with_config
 from torch import Tensor, nn
 
-from hwnas.errors import PredictorError, RunError
+from hwnas.errors import DataError, ExportError, PredictorError, RunError, SpaceError
 from hwnas.export.graph import graph_of
 from hwnas.export.native import CALIBRATION
 from hwnas.export.sensitive import Choice, accuracy_of, blocks_of, choose_in_float
@@ -52,9 +52,9 @@ class Member:
 @with_config(EXACT)
 @dataclass(frozen=True)
 class _Book:
-    """precisions.json: architecture -> precision -> what was found of it."""
+    """precisions.json: architecture -> precision -> what was found of it, or why it cannot be in that precision."""
 
-    networks: dict[str, dict[str, Choice]]
+    networks: dict[str, dict[str, Choice | str]]
 
 
 def offered(run: Run, arch: Arch, accuracy: float, network: Callable[[], nn.Module]) -> list[Member]:
@@ -72,6 +72,8 @@ def offered(run: Run, arch: Arch, accuracy: float, network: Callable[[], nn.Modu
             members.append(Member(arch, precision, accuracy, latency_ms))
             continue
         found = assessed(run, arch, precision, network)
+        if isinstance(found, str):
+            continue
         latency_ms = predicted_ms(run, arch, precision, found.in_float)
         members.append(Member(arch, precision, found.accuracy, latency_ms, found.in_float, found.within_drop))
     return [member for member in members if _keeps_limit(run, member)] or members[-1:]
@@ -95,12 +97,16 @@ def images_of(run: Run, arch: Arch, pixels: Tensor) -> Tensor:
     return normalise(pixels, run.data.mean, run.data.std, run.space.input_shape(arch)[1]).contiguous()
 
 
-def assessed(run: Run, arch: Arch, precision: str, network: Callable[[], nn.Module]) -> Choice:
-    """What is on record, or is put there now."""
+def assessed(run: Run, arch: Arch, precision: str, network: Callable[[], nn.Module]) -> Choice | str:
+    """What is on record, or is put there now: a text is why the network cannot be in that precision."""
     name = format_arch(arch)
     found = _read(run).networks.get(name, {}).get(precision)
     if found is None:
-        found = _assess(run, arch, precision, network().eval())
+        module = network().eval()
+        try:
+            found = _assess(run, arch, precision, module)
+        except (ExportError, SpaceError, DataError) as error:  # numbers beyond halves, say: no other network has that
+            found = str(error)
         path = run.folder / "precisions.json"
         with Lock(path.with_suffix(".lock"), "it records precisions of this run", wait_seconds=_LOCK_SECONDS):
             networks = _read(run).networks

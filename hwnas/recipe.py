@@ -135,8 +135,8 @@ class SearchSection(_Section):
     "lemonade", "evolution", "local", "random"), or any sampler of Optuna by the name of its class, with
     `sampler_options`. The surrogate first scores `evaluations` networks without training them, which `score_sampler`
     chooses; so does a search that trains none. `latency` (predicted), `macs`, `params` and `size` (of the weights in
-    the target's precision) are hard limits: what breaks them is not evaluated. Of several precisions, a network's latency
-    is that in the fastest for it, its size that in the one of the fewest bits.
+    the target's precision) are hard limits: what breaks them is not evaluated. Of several precisions, a network's
+    latency is that in the fastest for it, its size that in the one of the fewest bits.
 
     `score`: "combined", a score's name, or several to be combined. Scores are means over `score_draws` of the initial
     weights, each on `score_batch` images. The largest networks of the space are scored at `score_resolution` pixels,

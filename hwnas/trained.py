@@ -83,7 +83,8 @@ def plainest(run: Run, arch: Arch) -> Member:
     if len(run.precisions) > 1:
         latency_ms = predicted_ms(run, arch, plain)
         if plain != "fp32":
-            accuracy = assessed(run, arch, plain, partial(trained_network, run, arch)).accuracy
+            found = assessed(run, arch, plain, partial(trained_network, run, arch))
+            accuracy = accuracy if isinstance(found, str) else found.accuracy
     return Member(arch, plain, accuracy, latency_ms)
 
 
@@ -105,6 +106,8 @@ def front_members(run: Run) -> list[Member]:
             run.progress("assess in every precision", number, len(trials))
             members += offered(run, arch, trial.values[0], partial(trained_network, run, arch))
         run.progress("assess in every precision", len(trials), len(trials))
+        if not members:
+            raise RunError(f"no network can be in {' or '.join(run.precisions)}; {run.folder}/precisions.json says why")
     values = np.array([[member.accuracy, member.latency_ms] for member in members])
     front = [members[row] for row in np.flatnonzero(nondominated(to_losses(values, train_objectives(run))))]
     return sorted(front, key=lambda member: member.latency_ms)

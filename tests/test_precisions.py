@@ -149,6 +149,21 @@ def test_sensitive_blocks_are_looked_for_only_while_that_pays(tmp_path: Path, mo
     assert asked == {"one": True, "all": False, "drop": True}
 
 
+def test_a_network_that_a_precision_ruins_is_not_offered_in_it(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    run.open_folder()
+
+    def infinite() -> nn.Module:
+        module = run.space.build(LARGE)
+        for parameter in module.parameters():
+            nn.init.constant_(parameter, 3e38)
+        return module
+
+    for network in (infinite, never):  # the second time from the record
+        assert [member.precision for member in offered(run, LARGE, 50.0, network)] == ["fp32"]
+    assert "not finite" in json.loads((run.folder / "precisions.json").read_text())["networks"]["3-3-3-3-3-3"]["int8"]
+
+
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     run.open_folder()

@@ -9,15 +9,16 @@ import onnx
 import pytest
 
 from hwnas.card import read_card
-from hwnas.exporting import export_stage, faster_members
+from hwnas.exporting import _export_native, export_stage, faster_members
 from hwnas.latency.measure import Measured
 from hwnas.pipeline import profile_stage, search_stage
 from hwnas.precisions import Member
 from hwnas.recipe import parse_recipe
 from hwnas.report.summary import RunSummary
+from hwnas.results import exported_file
 from hwnas.run import Run, train_study
 from hwnas.search.study import record_trial
-from hwnas.trained import front_members
+from hwnas.trained import build, front_members, save_weights, weights_path
 
 RECIPE = """
 name = "both"
@@ -119,3 +120,19 @@ def test_what_is_measured_to_be_no_faster_is_not_offered(tmp_path: Path, monkeyp
     kept, notes = faster_members(run, [low, plain], {low: ms(0.3), plain: ms(0.2)})
     assert kept == [plain]
     assert "takes 0.3 ms in int8 and 0.2 ms in fp32" in notes[0]
+
+
+def test_blocks_in_float_are_so_in_the_file(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    run.open_folder()
+    (run.folder / "export").mkdir()
+    arch = run.space.check(run.space.sample(1, np.random.default_rng(0))[0])
+    save_weights(build(run, arch), weights_path(run, arch))
+    first = run.space.placed_blocks(arch)[0][0].name
+    for in_float in ((), (first,)):
+        _export_native(run.at("int8"), Member(arch, "int8", 50.0, 0.1, in_float))
+        graph = onnx.load(exported_file(run.at("int8"), arch)).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        assert (convolutions[0].input[1] in constants) == bool(in_float), "weights of floats, or dequantised ones"
+        assert convolutions[-1].input[1] not in constants

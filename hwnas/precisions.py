@@ -3,7 +3,8 @@
 Post-training quantisation needs no training, so every trained network may be deployed in every precision, and is a
 point of accuracy and latency in each. Accuracies are measured on the validation images, in precisions other than fp32
 by a simulation (`hwnas/export/simulate.py`); latencies are each precision's table's. Beside plainer precisions, one of
-fewer bits is only offered for a network that is predicted faster in it.
+fewer bits is only offered for a network that is predicted faster in it. What samplers are told of a network is its
+accuracy as trained and the least of its latencies; the front is that of the points.
 
 Assessments are in the run folder (precisions.json) as soon as they are made, so that a killed run goes on with them.
 """

@@ -209,6 +209,7 @@ def search(
     from hwnas.search.study import recorded
     from hwnas.space import format_arch
     from hwnas.supernets import accuracy_note
+    from hwnas.trained import front_members
 
     with _run(recipe, fresh and _rank() == 0) as run:
         if _rank() > 0:
@@ -217,17 +218,17 @@ def search(
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             require_supernet(run)
         run.open_folder()
-        front = search_stage(run)
-        trials = recorded(train_study(run))
-        note = accuracy_note(run)
+        search_stage(run)
+        front, trials, note = front_members(run), recorded(train_study(run)), accuracy_note(run)
     rows = [
         {
-            "network": run.network_name(arch),
-            "valid_accuracy_percent": trials[arch].values[0],
-            "predicted_ms": trials[arch].values[1],
-            "arch": format_arch(arch),
+            "network": run.at(member.precision).label(member.arch),
+            "valid_accuracy_percent": member.accuracy,
+            "predicted_ms": member.latency_ms,
+            "precision": member.precision,
+            "arch": format_arch(member.arch),
         }
-        for arch in front
+        for member in front
     ]
     if as_json:
         _print_json(rows)

@@ -36,8 +36,12 @@ class ProfileResult:
 def profile_stage(run: Run, *, fresh: bool = False) -> ProfileResult:
     """Measure the latency table of the recipe's target and space, unless it is there already.
 
-    Raises TableError if it is there and its runtime was upgraded since; `fresh` moves the old table aside.
+    Of several precisions, that of each; the result is the plainest's. Raises TableError if it is there and its runtime
+    was upgraded since; `fresh` moves the old table aside.
     """
+    if len(run.precisions) > 1:
+        plainest, *_ = [profile_stage(run.at(precision), fresh=fresh) for precision in run.precisions]
+        return plainest
     section = run.recipe.profile
     if section.table is not None:
         return ProfileResult(run.table_path, run.table, True)

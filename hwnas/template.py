@@ -16,7 +16,7 @@ seed = 0               # same seed, same table: same front
 [target]               # what the networks are for
 device = "local"       # this machine; or "ssh:user@board", "adb" (a phone), or a list of devices of one kind
 runtime = "onnxruntime"   # hwnas devices lists what there is: litert, ncnn, openvino, tensorrt, torch-cuda, ...
-precision = "fp32"     # or fp16, bf16, int8, as far as the runtime goes
+precision = "fp32"     # or fp16, bf16, int8; or ["fp32", "int8"]: each is profiled, int8 offered where it is faster
 batch = 1              # images of one inference
 threads = 1            # of one inference
 
@@ -69,6 +69,9 @@ threads = 1            # of torch; small networks train no faster on more
 # ema = 0.999          # the network is an average over its weights in training
 # log = true           # for TensorBoard: tensorboard --logdir runs/{name}/logs
 
+
+[quantise]
+# max_drop = 1.0       # points of accuracy that int8 may cost; beyond, sensitive blocks stay in float
 
 [supernet]             # one training for all networks, instead of one for each
 # method = "sandwich"  # or "progressive" (Once-for-All), or "proxyless" with epochs and targets = ["1 ms", "2 ms"]

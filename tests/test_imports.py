@@ -75,7 +75,7 @@ MAY_IMPORT = {
     "listing_commands": BELOW_PIPELINE,
     "cli": BELOW_PIPELINE
     | {"recipe", "run", "scored", "supernets", "pipeline", "exporting", "testing", "validating"}
-    | {"from_card", "card_recipe", "shipping", "export_command"}
+    | {"from_card", "card_recipe", "shipping", "export_command", "trained"}
     | {"table_commands", "transfer_command", "score_command", "listing_commands"},
     "__main__": {"cli"},
 }

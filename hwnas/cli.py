@@ -237,7 +237,7 @@ def search(
     for heading in ("Network", "Accuracy %\n(validation)", "Predicted\nms"):
         table.add_column(heading, justify="left" if heading == "Network" else "right")
     for row in rows:
-        table.add_row(row["network"], f"{row['valid_accuracy_percent']:.1f}", f"{row['predicted_ms']:.3g}")
+        table.add_row(str(row["network"]), f"{row['valid_accuracy_percent']:.1f}", f"{row['predicted_ms']:.3g}")
     out.print(table)
     if note is not None:
         out.print(note, soft_wrap=True)

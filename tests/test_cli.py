@@ -70,13 +70,15 @@ def test_spaces_are_listed_with_their_arguments() -> None:
 
 def test_the_readmes_recipe_is_valid_and_its_commands_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    recipe, search, training, target = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    recipe, search, training, supernet, proxyless, target = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     assert parse_recipe(recipe).search.latency == 1.0
     assert parse_recipe('name = "ranked"\n' + search).search == SearchSection(), "what it shows are the defaults"
     assert parse_recipe('name = "trained"\n' + training).search.params == 400e3
     for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(code, {})
-    assert parse_recipe('name = "board"\n' + target).target.target().precision == "int8"
+    assert parse_recipe('name = "together"\n' + supernet).supernet.minutes == 20
+    assert parse_recipe('name = "aimed"\n' + proxyless).supernet.targets == [0.2, 0.4]
+    assert parse_recipe('name = "board"\n' + target).target.precisions == ("fp32", "int8")
     for command in re.findall(r"^ {4}hwnas (\w+)", text, flags=re.MULTILINE):
         assert command in COMMANDS
     for target in re.findall(r"^ {4}make (\w+)", text, flags=re.MULTILINE):

@@ -6,31 +6,31 @@ error that the message explains, 2 wrong usage, 130 interrupted (run the same co
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from rich.text import Text
 
-from hwnas import __version__, export_command, listing_commands, score_command, table_commands, transfer_command
+from hwnas import (
+    __version__,
+    export_command,
+    listing_commands,
+    run_command,
+    score_command,
+    search_command,
+    table_commands,
+    transfer_command,
+)
+from hwnas.console import Fresh, Json, RecipePath, err, out, print_json, print_summary, recipe_run
 from hwnas.errors import HwnasError
 from hwnas.printable import printable
 from hwprof.errors import HwprofError
-
-if TYPE_CHECKING:
-    from hwnas.card_recipe import Given
-    from hwnas.run import Run
 
 # Idle OpenMP threads that spin take the core from what is being trained or measured; torch reads this when imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -41,11 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out, err = Console(), Console(stderr=True)
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (TOML); write one with: hwnas new.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; an older result is moved aside, not deleted.")]
 
 
 def main() -> None:
@@ -81,12 +76,12 @@ def profile(
             raise typer.BadParameter("--check keeps the table, --fresh measures anew: choose one")
         _check(recipe, as_json)
         return
-    with _run(recipe) as run:
+    with recipe_run(recipe) as run:
         result = profile_stage(run, fresh=fresh)
     facts = result.table.provenance
     if as_json:
         validation = asdict(result.table.validation) if result.table.validation else None
-        _print_json(
+        print_json(
             {
                 "path": str(result.path),
                 "reused": result.reused,
@@ -136,7 +131,7 @@ def validate(
     from hwnas.validating import PAGE, failure, parse_fraction, validate_stage
 
     limit = None if max_error is None else parse_fraction(max_error)
-    with _run(recipe) as run:
+    with recipe_run(recipe) as run:
         if table is not None:
             run.table_path = table
         config = ValidateConfig(networks, run.recipe.seed if seed is None else seed, session_repeat, plan=run.plan)
@@ -160,11 +155,11 @@ def _check(recipe: Path, as_json: bool) -> None:
     """Print whether the recipe's table holds; exit code 1 if it does not."""
     from hwnas.pipeline import check_stage
 
-    with _run(recipe) as run:
+    with recipe_run(recipe) as run:
         result = check_stage(run)
         path = run.table_path
     if as_json:
-        _print_json({"path": str(path), "holds": result.reason is None, **asdict(result)})
+        print_json({"path": str(path), "holds": result.reason is None, **asdict(result)})
     else:
         table = Table(title="Checked", title_justify="left")
         table.add_column("Latency table")
@@ -188,96 +183,7 @@ def _check(recipe: Path, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: hwnas search pipelines/quickstart.toml")
-def search(
-    recipe: RecipePath,
-    fresh: Fresh = False,
-    zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Train nothing: the front of score against predicted latency.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Search under the latency table by training networks; goes on where it was stopped.
-
-    A supernet may be trained by several processes: torchrun --nproc_per_node 4 -m hwnas search RECIPE.
-    """
-    if zero_shot:
-        _search_zero_shot(recipe, fresh, as_json)
-        return
-    from hwnas.pipeline import help_stage, require_supernet, search_stage
-    from hwnas.run import train_study
-    from hwnas.search.study import recorded
-    from hwnas.space import format_arch
-    from hwnas.supernets import accuracy_note
-    from hwnas.trained import front_members
-
-    with _run(recipe, fresh and _rank() == 0) as run:
-        if _rank() > 0:
-            help_stage(run)
-            return
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            require_supernet(run)
-        run.open_folder()
-        search_stage(run)
-        front, trials, note = front_members(run), recorded(train_study(run)), accuracy_note(run)
-    rows = [
-        {
-            "network": run.at(member.precision).label(member.arch),
-            "valid_accuracy_percent": member.accuracy,
-            "predicted_ms": member.latency_ms,
-            "precision": member.precision,
-            "arch": format_arch(member.arch),
-        }
-        for member in front
-    ]
-    if as_json:
-        _print_json(rows)
-        return
-    table = Table(title=f"Front of {len(trials)} trained networks", title_justify="left")
-    for heading in ("Network", "Accuracy %\n(validation)", "Predicted\nms"):
-        table.add_column(heading, justify="left" if heading == "Network" else "right")
-    for row in rows:
-        table.add_row(str(row["network"]), f"{row['valid_accuracy_percent']:.1f}", f"{row['predicted_ms']:.3g}")
-    out.print(table)
-    if note is not None:
-        out.print(note, soft_wrap=True)
-    out.print(f"next: hwnas export {recipe}", soft_wrap=True)
-
-
-def _rank() -> int:
-    """Which process of torchrun this is; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _search_zero_shot(recipe: Path, fresh: bool, as_json: bool) -> None:
-    """Print the front of untrained networks."""
-    from hwnas.pipeline import score_stage
-    from hwnas.report.wording import silent_scores
-    from hwnas.run import score_objectives, score_study
-    from hwnas.scored import without_vote
-    from hwnas.search.study import recorded
-    from hwnas.space import format_arch
-
-    with _run(recipe, fresh) as run:
-        front, silent = score_stage(run), without_vote(run)
-        scored = len(recorded(score_study(run)))
-        score = score_objectives(run)[0].name
-        names = {one.arch: run.network_name(one.arch) for one in front}
-    if as_json:
-        _print_json([{"network": names[one.arch], **asdict(one), "arch": format_arch(one.arch)} for one in front])
-        return
-    table = Table(title=f"Front of {scored} untrained networks", title_justify="left")
-    table.add_column("Network", no_wrap=True)
-    table.add_column("Predicted\nms", justify="right", no_wrap=True)
-    for name in [score, *(front[0].places if len(front[0].places) > 1 else ())]:
-        table.add_column(f"{name}\nplace", justify="right", overflow="fold")
-    for one in front:
-        shown = one.places.values() if len(one.places) > 1 else ()
-        table.add_row(names[one.arch], f"{one.predicted_ms:.3g}", str(one.place), *map(str, shown))
-    out.print(table)
-    if silent:
-        out.print(silent_scores(silent), soft_wrap=True)
-    out.print(f"next, to train some of them: hwnas search {recipe}", soft_wrap=True)
+app.command(epilog=search_command.SEARCH_EXAMPLE)(search_command.search)
 
 
 @app.command(epilog=export_command.EXPORT_EXAMPLE)
@@ -296,7 +202,7 @@ def export(
     With --format or --target: in those formats, each file checked, in a folder with its card and an example to run it.
     """
     wanted = export_command.wanted_of(target, formats, precision, normalise, network, output)
-    with _run(export_command.recipe_of(run)) as current:
+    with recipe_run(export_command.recipe_of(run)) as current:
         if run.is_dir():
             current.folder = run
         if wanted is None:
@@ -308,72 +214,14 @@ def export(
 
             cards = ship_networks(current, wanted)
     if wanted is None:
-        _print_summary(summary, current.folder, as_json)
+        print_summary(summary, current.folder, as_json)
     elif as_json:
-        _print_json(cards)
+        print_json(cards)
     else:
         export_command.show(cards)
 
 
-@app.command(epilog="Example: hwnas run pipelines/quickstart.toml")
-def run(
-    recipe: Annotated[
-        Path | None, typer.Argument(metavar="RECIPE", help="A recipe (TOML); write one with: hwnas new.")
-    ] = None,
-    fresh: Fresh = False,
-    from_card: Annotated[
-        Path | None,
-        typer.Option(metavar="CARD", help="Instead of a recipe: train and measure a network again from its card."),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="With --from-card: the device, if the card's is not local.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="With --from-card: your copy of the data, e.g. folder:PATH.")
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="With --from-card: a latency table, else one is measured.")
-    ] = None,
-    runs: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="With --from-card: the folder of the run's folder.")
-    ] = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Profile, search and export in one go; goes on where it was stopped."""
-    if from_card is not None and recipe is None:
-        from hwnas.card_recipe import Given
-
-        _run_from_card(from_card, runs, Given(target, data, table), fresh, as_json)
-        return
-    if recipe is None or any(given is not None for given in (from_card, target, data, table)):
-        raise typer.BadParameter("give a RECIPE, or --from-card CARD with its options")
-    from hwnas.pipeline import run_all
-
-    with _run(recipe, fresh) as current:
-        summary = run_all(current)
-    _print_summary(summary, current.folder, as_json)
-
-
-def _run_from_card(path: Path, runs: Path, given: Given, fresh: bool, as_json: bool) -> None:
-    """Train, export and measure a card's network again; exit code 1 if what comes out contradicts the card."""
-    from hwnas.card import read_card
-    from hwnas.from_card import reproduce, write_recipe
-    from hwnas.report.reproduction import reproduction_table
-
-    card = read_card(path)
-    recipe, notes = write_recipe(card, runs, given, fresh=fresh)
-    for note in notes:
-        err.print(Text(note, style="yellow"), soft_wrap=True)
-    with _run(recipe) as current:
-        result = reproduce(current, card)
-    if as_json:
-        _print_json({**asdict(result), "holds": result.holds, "verdict": result.verdict})
-    else:
-        out.print(reproduction_table(result))
-        out.print(Text(result.verdict, style="bold"), soft_wrap=True)
-        out.print(f"report: {current.folder / 'report.html'}", soft_wrap=True)
-    if not result.holds:
-        raise typer.Exit(1)
+app.command(epilog=run_command.RUN_EXAMPLE)(run_command.run)
 
 
 @app.command(epilog="Example: hwnas report runs/quickstart")
@@ -383,7 +231,7 @@ def report(
     """Write the report of a finished run again and show its front."""
     from hwnas.pipeline import report_stage
 
-    _print_summary(report_stage(folder), folder, as_json)
+    print_summary(report_stage(folder), folder, as_json)
 
 
 @app.command(epilog="Example: hwnas new my.toml && hwnas run my.toml")
@@ -434,59 +282,3 @@ def options(
     notes = logging.getLogger("hwprof")
     if not notes.handlers:
         notes.addHandler(_Notes())
-
-
-@contextmanager
-def _run(path: Path, fresh: bool = False) -> Iterator[Run]:
-    """The run of a recipe, with progress bars while it works."""
-    from hwnas.recipe import load_recipe
-
-    recipe = load_recipe(path)
-    bars = ProgressBars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=err,
-    )
-    with bars:
-        loading = bars.add_task("load torch", total=None)
-        from hwnas.run import Run
-
-        bars.remove_task(loading)
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int, /) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-            if done >= total:
-                bars.stop_task(tasks[stage])
-
-        current = Run(recipe, path.read_text(encoding="utf-8"), progress=progress)
-        if fresh and (old := current.move_away()) is not None:
-            err.print(f"the older run is now {old}")
-        try:
-            yield current
-        except KeyboardInterrupt:
-            err.print("interrupted; the same command goes on from here")
-            raise typer.Exit(130) from None
-
-
-def _print_summary(summary: Any, folder: Path, as_json: bool) -> None:
-    from hwnas.report.terminal import front_table
-    from hwnas.report.wording import verdict
-
-    if as_json:
-        out.file.write(summary.to_json())
-        return
-    out.print(front_table(summary))
-    out.print(verdict(summary))
-    for warning in summary.warnings:
-        out.print(Text(f"warning: {warning}", style="yellow"))
-    out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    out.file.write(json.dumps(value, indent=1) + "\n")

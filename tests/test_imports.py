@@ -73,10 +73,13 @@ MAY_IMPORT = {
     "transfer_command": BELOW_PIPELINE | {"recipe", "run"},
     "score_command": BELOW_PIPELINE | {"recipe", "run"},
     "listing_commands": BELOW_PIPELINE,
+    "console": BELOW_PIPELINE | {"recipe", "run"},
+    "search_command": BELOW_PIPELINE | {"run", "scored", "supernets", "trained", "pipeline", "console"},
+    "run_command": BELOW_PIPELINE | {"pipeline", "from_card", "card_recipe", "console"},
     "cli": BELOW_PIPELINE
-    | {"recipe", "run", "scored", "supernets", "pipeline", "exporting", "testing", "validating"}
-    | {"from_card", "card_recipe", "shipping", "export_command", "trained"}
-    | {"table_commands", "transfer_command", "score_command", "listing_commands"},
+    | {"pipeline", "exporting", "testing", "validating", "shipping", "console"}
+    | {"search_command", "run_command", "export_command", "table_commands", "transfer_command", "score_command"}
+    | {"listing_commands"},
     "__main__": {"cli"},
 }
 # what the files of hwprof/runtimes measure; these files are imported by name, when their runtime is asked for

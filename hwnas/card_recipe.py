@@ -17,7 +17,8 @@ from typing import Any
 from hwnas.card import Card
 from hwnas.errors import RecipeError
 from hwnas.printable import printable
-from hwnas.recipe import ProfileSection, Recipe, SearchSection, parse_recipe
+from hwnas.recipe import Recipe, parse_recipe
+from hwnas.sections import ProfileSection, SearchSection
 from hwprof.runtimes import RUNTIMES
 
 # What is the same on every machine, and needs no word.

@@ -21,12 +21,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hwnas.artifacts import attach
 from hwnas.errors import DataError
-from hwnas.recipe import TrainSection
 from hwnas.run import Run, train_objectives, train_study
 from hwnas.search.fidelity import make_stopper
 from hwnas.search.fidelity.stopper import Training, one_hot
 from hwnas.search.samplers.base import PARENT
 from hwnas.search.study import ARCH, record_failure, record_stop, record_trial
+from hwnas.sections import TrainSection
 from hwnas.space import Arch, parse_arch
 from hwnas.train.device import training_device
 from hwnas.train.distil import Distil

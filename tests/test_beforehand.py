@@ -13,10 +13,10 @@ from scipy.stats import spearmanr
 from hwnas.beforehand import known_of
 from hwnas.latency.index import BlockIndex
 from hwnas.limits import known_limits
-from hwnas.recipe import SearchSection
 from hwnas.run import score_objectives, score_study
 from hwnas.scored import REASONS, SCORES
 from hwnas.search.study import record_failure, record_trial
+from hwnas.sections import SearchSection
 from hwnas.space import IntMatrix, rows_of, unique_archs
 from hwnas.spaces import make_space
 from hwprof.target import Target

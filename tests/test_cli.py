@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import hwnas
 from hwnas.cli import app
 from hwnas.errors import HwnasError
-from hwnas.recipe import SearchSection, load_recipe, parse_recipe
+from hwnas.recipe import load_recipe, parse_recipe
+from hwnas.sections import SearchSection
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (

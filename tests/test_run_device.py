@@ -13,8 +13,8 @@ from torch import nn
 
 from hwnas import pipeline, scoring, training
 from hwnas.errors import RecipeError
-from hwnas.recipe import SearchSection, TrainSection
 from hwnas.scored import scoring_of
+from hwnas.sections import SearchSection, TrainSection
 from hwnas.spaces import make_space
 from hwnas.train.data import load_data
 from hwnas.train.loop import TrainResult

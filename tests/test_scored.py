@@ -11,10 +11,10 @@ import pytest
 
 from hwnas import scored as module
 from hwnas.errors import PredictorError
-from hwnas.recipe import SearchSection, TrainSection
 from hwnas.run import score_study
 from hwnas.scored import REASONS, SCORES, rank, ranked, score_networks, scored_front
 from hwnas.search.study import failed, recorded
+from hwnas.sections import SearchSection, TrainSection
 from hwnas.space import Arch
 from hwnas.spaces import make_space
 from hwnas.train.data import load_data

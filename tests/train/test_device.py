@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hwnas.errors import RecipeError
-from hwnas.recipe import TrainSection
+from hwnas.sections import TrainSection
 from hwnas.train import batches, loop
 from hwnas.train.data import ImageData, load_data
 from hwnas.train.device import TrainDevice, training_device

@@ -35,6 +35,7 @@ def run_in(folder: Path, precision: str = "fp32", **search: Any) -> Any:
         space=SPACE,
         index=BlockIndex(SPACE),
         target=Target(precision=precision),
+        precisions=(precision,),
         searched_ms=lambda archs: 1.1 * (1 + convolutions(archs)),
         predictor=SimpleNamespace(predict_ms=lambda archs: 1 + convolutions(archs)),
         recipe=SimpleNamespace(seed=0, search=SearchSection.model_validate({"score": NAMES, **search})),

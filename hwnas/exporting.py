@@ -24,6 +24,7 @@ from hwnas.precisions import Member, images_of
 from hwnas.report.card import write_card_page
 from hwnas.report.summary import RunSummary
 from hwnas.results import (
+    by_measurement,
     drift_warnings,
     exported_file,
     model_card,
@@ -96,7 +97,8 @@ def export_stage(run: Run) -> RunSummary:
             path = write_card(card, file)
             write_card_page(read_card(path), path.with_suffix(".html"))
     warnings += notes + _beyond_budget(run, kept) + _partly_checked(run, verified) + drift_warnings(measured.values())
-    return write_summary(run, [rows[member] for member in kept], list(dict.fromkeys(warnings)))
+    ordered, beaten = by_measurement([rows[member] for member in kept])
+    return write_summary(run, ordered, list(dict.fromkeys([*warnings, *beaten])))
 
 
 def faster_members(

@@ -133,6 +133,28 @@ def drift_warnings(measured: Iterable[Measured | str]) -> list[str]:
     ]
 
 
+def by_measurement(rows: Sequence[NetworkRow]) -> tuple[list[NetworkRow], list[str]]:
+    """The rows by measured latency, fastest first, and what the measurements say against the predicted front.
+
+    A row that was not measured stands where it was predicted. A network that another one beats in both accuracy (by
+    which the search went) and measured latency stays, with a word on it: the difference may be noise.
+    """
+    ordered = sorted(rows, key=lambda row: row.predicted_ms if row.measured_ms is None else row.measured_ms)
+    notes = []
+    for place, row in enumerate(ordered):
+        better = [
+            other
+            for other in ordered[:place]
+            if other.valid_accuracy >= row.valid_accuracy and None not in (other.measured_ms, row.measured_ms)
+        ]
+        if better:
+            notes.append(
+                f"as measured, {row.name} is not on the front: {better[-1].name} is faster and no less accurate on the "
+                "validation images"
+            )
+    return ordered, notes
+
+
 def write_summary(run: Run, rows: Sequence[NetworkRow], warnings: Sequence[str]) -> RunSummary:
     """Write summary.json and report.html."""
     validation = run.table.validation

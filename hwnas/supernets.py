@@ -26,7 +26,7 @@ from hwnas.errors import RunError
 from hwnas.limits import known_limits
 from hwnas.run import Run, train_objectives, train_study
 from hwnas.saved import EXACT, from_text, to_text
-from hwnas.search.accuracy import CANDIDATES, AccuracyPredictor
+from hwnas.search.accuracy import CANDIDATES, LEAST_ROWS, AccuracyPredictor
 from hwnas.search.accuracy_file import accuracy_from_json, accuracy_to_json
 from hwnas.search.inner import nsga2, select_spread
 from hwnas.search.pareto import nondominated
@@ -145,7 +145,7 @@ class _SharedWeights:
         if path.exists():
             return accuracy_from_json(path.read_text(encoding="utf-8"), space=run.space, source=str(path))
         wanted = run.recipe.supernet.evaluations
-        first = wanted - round(_AT_THE_FRONT * wanted)
+        first = max(LEAST_ROWS, wanted - round(_AT_THE_FRONT * wanted))
         self._evaluate(self._random(first), first)
         if len(self._known) < wanted:
             # by the first ones alone, so that a killed search goes on with the same front

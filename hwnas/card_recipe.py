@@ -88,7 +88,8 @@ def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str
             table=None if given.table is None else str(given.table),
             **theirs.profile.model_dump(include={"networks", "fit", "held_out", "cool_down_seconds", "emulated"}),
         ),
-        search=SearchSection(sampler="random", trainings=1, latency=theirs.search.latency),
+        # copied: a section is made of what a recipe's text says, which for a latency is not a number
+        search=SearchSection(sampler="random", trainings=1).model_copy(update={"latency": theirs.search.latency}),
         train=theirs.train.model_copy(
             update={  # the network was trained to the end, and may be on a slower machine
                 "inherit": bool(card.training.lineage),

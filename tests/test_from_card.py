@@ -268,6 +268,13 @@ def test_of_several_precisions_a_card_is_of_one(tmp_path: Path) -> None:
         assert parse_recipe(to_toml(recipe)) == recipe
 
 
+def test_a_card_keeps_its_limit(tmp_path: Path) -> None:
+    text = 'name = "a"\n[search]\nlatency = "0.15 ms"\n[data]\nsource = "digits"\n'
+    recipe, _ = recipe_of(make_card(recipe=text), tmp_path, Given(table=tmp_path / "table.json"))
+    assert recipe.search.latency == pytest.approx(0.15)
+    assert parse_recipe(to_toml(recipe)) == recipe
+
+
 def test_a_recipe_comes_back_from_its_text() -> None:
     space = {"name": "morph", "widths": [8, 16], "odd key": 'a"b\\\x7f\u2028\n', "nested": {"x": [True, 1e-05]}}
     given = {"name": "a", "space": space, "train": {"learning_rate": 1e-5}, "search": {"latency": "0.15 ms"}}

@@ -12,7 +12,7 @@ import torch
 
 from hwnas.errors import InfeasibleError, RecipeError, RunError
 from hwnas.latency.index import BlockIndex
-from hwnas.pipeline import search_stage
+from hwnas.pipeline import help_stage, search_stage
 from hwnas.recipe import parse_recipe
 from hwnas.run import Run, train_study
 from hwnas.search.study import recorded
@@ -104,6 +104,24 @@ def test_a_second_target_needs_no_training_and_has_a_front_of_its_own(
     for arch in ours:  # of the same weights
         a, b = (trained_network(second, arch).state_dict(), second.space.build(arch).state_dict())
         assert a.keys() == b.keys()
+
+
+def test_other_processes_of_torchrun_train_a_supernet_and_nothing_else(
+    first: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwnas.supernets.train_supernet", None)
+    help_stage(first)  # it is trained: nothing is left to help with
+    trained = f'trained = "{first.folder.as_posix()}"'
+    other = run_of(recipe(folder, "helped", first.table_path.as_posix(), trained))
+    for run in (other, run_of(recipe(folder, "alone", first.table_path.as_posix(), ""))):
+        with pytest.raises(RecipeError, match="torchrun is for supernets"):
+            help_stage(run)
+    began: list[Run] = []
+    monkeypatch.setattr("hwnas.supernets._train", lambda run, net: began.append(run))
+    untrained = recipe(folder, "untrained", first.table_path.as_posix(), 'method = "sandwich"\nepochs = 1')
+    help_stage(run_of(untrained))
+    assert [run.recipe.name for run in began] == ["untrained"]
+    assert recorded(train_study(began[0])) == {}
 
 
 def test_another_space_or_split_is_refused(first: Run, folder: Path) -> None:

@@ -30,9 +30,10 @@ from hwnas.supernet.stages import Stage, StageSampler, resolution_slots, stages_
 from hwnas.train.augment import Augment
 from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hwnas.train.data import ImageData
+from hwnas.train.device import mixed_precision
 from hwnas.train.distributed import average_gradients, connect, from_first, ranks, take_from_first, total
 from hwnas.train.isolation import at_most_threads, own_random_state, repeatable_kernels, seed_modules
-from hwnas.train.loop import TrainingFailed, _mixed
+from hwnas.train.loop import TrainingFailed
 from hwnas.train.scalars import scalar_log
 from hwnas.train.schedule import rate_factor
 
@@ -265,7 +266,7 @@ class _StageTraining:
         said: Tensor | None = None  # by the largest subnet of a sandwich
         for number, arch in enumerate(archs):
             inputs = batch.inputs(arch)
-            with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device)):
                 logits = self._supernet(inputs, arch)
                 if stage.sandwich and number:
                     assert said is not None

@@ -25,3 +25,8 @@ def training_device(name: TrainDevice) -> torch.device:
             'with device = "auto"'
         )
     return torch.device(name)
+
+
+def mixed_precision(device: torch.device) -> bool:
+    """Whether to compute in bfloat16: on GPUs that have it; it needs no loss scaling."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -26,6 +26,7 @@ from hwnas.train.batches import Batches, placed
 from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hwnas.train.config import TrainConfig as TrainConfig
 from hwnas.train.data import ImageData
+from hwnas.train.device import mixed_precision
 from hwnas.train.distil import Distil, Lesson, training_mode
 from hwnas.train.distributed import (
     average_gradients,
@@ -232,7 +233,7 @@ def _train_epoch(
     """Train on every image once, one learning rate per batch; the mean loss."""
     weights = list(module.parameters())
     device = weights[0].device
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=_mixed(device))
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device))
     losses = torch.zeros((), device=device)
     for batch, rate in zip(batches.epoch(epoch), rates, strict=True):
         for group in optimizer.param_groups:
@@ -251,11 +252,6 @@ def _train_epoch(
         losses += loss.detach() * len(batch.inputs)
     average_statistics(module)
     return float(total(losses)) / batches.images
-
-
-def _mixed(device: torch.device) -> bool:
-    """Whether to compute in bfloat16: on GPUs that have it; it needs no loss scaling."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _finite(module: nn.Module) -> bool:

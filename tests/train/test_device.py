@@ -78,7 +78,7 @@ def imagined_gpu(few: ImageData, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # they are made there
     monkeypatch.setattr(loop, "own_random_state", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(batches, "seed_modules", lambda seed, device: None)
-    monkeypatch.setattr(loop, "_mixed", lambda device: False)
+    monkeypatch.setattr(loop, "mixed_precision", lambda device: False)
     # no gradients and no fused step without numbers
     build = loop.build_optimizer
     monkeypatch.setattr(loop, "build_optimizer", lambda *given: build(*given[:-1], torch.device("meta")))

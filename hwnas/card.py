@@ -112,8 +112,10 @@ class Card:
     `recipe` is the TOML text that was run, `seed` the one number that all of its randomness follows from, `machine` the
     one that exported. `other_ms` is what the table adds to the layers: what every inference costs, and what is fused
     across blocks; where the table could not be had (its device was away), neither is known. What has a default is of
-    one file: `accuracy_percent` is that on the test set (or by split), and files that are not of the run's target are
-    not measured.
+    one file: `accuracy_percent` is that on the test set (or by split). Where prediction and measurement are of another
+    target than the run's, `measured_on` is that one, and there is no prediction without a table of it; `not_compared`
+    says why a measurement has none to be compared with. `outside_interval` is "slower" or "faster". `deployable` is
+    None where it is not known, `not_deployable` why it is not, or why that is not known.
     """
 
     version: str
@@ -125,7 +127,7 @@ class Card:
     choice: dict[str, Option]
     target: dict[str, Option]
     valid_accuracy_percent: Percent
-    predicted_ms: Milliseconds
+    predicted_ms: Milliseconds | None
     predicted_interval_ms: Interval
     predicted_confidence: float
     macs: Count
@@ -148,6 +150,13 @@ class Card:
     measured_interval_ms: Interval = (None, None)
     measured_confidence: float | None = None
     not_measured: str | None = None
+    measured_on: dict[str, Option] | None = None
+    not_compared: str | None = None
+    outside_interval: str | None = None
+    latency_limit_ms: Milliseconds | None = None
+    within_limit: bool | None = None
+    deployable: bool | None = None
+    not_deployable: str | None = None
     file: str | None = None
     size_bytes: Count | None = None
     sha256: str | None = None

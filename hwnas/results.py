@@ -112,12 +112,19 @@ def model_card(
         "predicted_ms": row.predicted_ms,
         "predicted_interval_ms": [row.predicted_low_ms, row.predicted_high_ms],
         "in_float": list(row.in_float),
+        "max_drop": run.recipe.quantise.max_drop,
+        "within_drop": row.within_drop,
         "accuracy_percent": row.accuracy,
         "max_logit_difference": verified.max_difference,
         "measured_ms": row.measured_ms,
         "measured_interval_ms": [row.measured_low_ms, row.measured_high_ms],
         "measured_confidence": MEASURED_CONFIDENCE,
         "not_measured": row.refused,
+        "outside_interval": row.outside_interval,
+        "latency_limit_ms": run.recipe.search.latency,
+        "within_limit": row.within_limit,
+        "deployable": row.verdict.deployable,
+        "not_deployable": row.verdict.reason,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,15 @@ def test_a_written_card_is_one_with_its_file(run: Run) -> None:
     card = Card.from_json(write_card(values, file).read_text(encoding="utf-8"))
     assert (card.accuracy, card.measured_ms, card.measured_interval_ms) == (68.5, 2.0, (1.9, 2.1))
     assert (card.measured_confidence, card.size_bytes, card.file) == (0.95, 7, file.name)
+    assert (card.deployable, card.not_deployable) == (True, None)
     assert sum(map(len, metadata_of(values).values())) < 10_000
+    over = model_card(run, replace(row, within_limit=False, predicted_low_ms=1.0, predicted_high_ms=1.5), verified)
+    assert (over["deployable"], over["within_limit"], over["outside_interval"]) == (False, False, "slower")
+    assert over["not_deployable"] == "over the latency limit, as measured"
     refused = network_row(run, arch, verified, "no such device")
     again = Card.from_json(write_card(model_card(run, refused, verified), file).read_text(encoding="utf-8"))
     assert (again.measured_ms, again.not_measured) == (None, "no such device")
+    assert (again.deployable, again.not_deployable) == (None, "not measured: no such device")
 
 
 def test_without_its_table_a_card_says_what_the_trial_says(run: Run) -> None:

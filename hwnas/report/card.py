@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from hwnas.card import PROFILED, Card
+from hwnas.report.deployable import outside
 from hwnas.report.document import ICON, heading, write_page
 from hwnas.report.drawing import layer_table, strip
 from hwnas.report.markup import Markup, facts, join, tag
@@ -35,7 +36,8 @@ def card_page(card: Card, name: str = "") -> str:
 
 
 def _body(card: Card, name: str) -> Iterator[Markup]:
-    yield heading(card.name, _verdict(card), target_line(card.target, card.created), _tiles(card))
+    target = target_line(card.measured_on or card.target, card.created)
+    yield heading(card.name, _verdict(card), target, _tiles(card), list(_warnings(card)))
     yield Markup("<main>")
     yield tag(
         "section",
@@ -55,13 +57,24 @@ def _body(card: Card, name: str) -> Iterator[Markup]:
 def _verdict(card: Card) -> str:
     accuracy = "not checked" if card.accuracy is None else f"{card.accuracy:.1f} % accurate on the test images"
     latency = f"{ms(card.measured_ms)} measured" if card.measured_ms else f"{ms(card.predicted_ms)} predicted"
-    return f"A network for {card.data}: {accuracy}, {latency}, {count(card.params)} parameters."
+    refused = f"Not deployable: {card.not_deployable}. " if card.deployable is False else ""
+    return f"{refused}A network for {card.data}: {accuracy}, {latency}, {count(card.params)} parameters."
+
+
+def _warnings(card: Card) -> Iterator[str]:
+    if card.deployable is False:
+        yield f"not deployable: {card.not_deployable}"
+    elif card.not_deployable:
+        yield f"not known to be deployable: {card.not_deployable}"
+    if card.outside_interval:
+        yield f"measured {outside(card.outside_interval)}"
 
 
 def _tiles(card: Card) -> Iterator[tuple[str, str]]:
     yield "Accuracy", NOTHING if card.accuracy is None else f"{card.accuracy:.1f} %"
     yield "Latency, measured", ms(card.measured_ms) if card.measured_ms else "not measured"
     yield "Latency, predicted", ms(card.predicted_ms)
+    yield "Deployable", {True: "yes", False: "no", None: "not known"}[card.deployable]
     yield "MACs", count(card.macs)
     yield "Parameters", count(card.params)
 
@@ -92,8 +105,12 @@ def _numbers(card: Card) -> Markup:
         (f"Latency predicted, {card.predicted_confidence:.0%} interval", predicted),
         (f"Latency measured{sure}", interval(card.measured_ms, *card.measured_interval_ms)),
     ]
+    if card.latency_limit_ms is not None:
+        left.append(("Latency limit", ms(card.latency_limit_ms)))
     if card.not_measured:
         left.append(("Not measured", card.not_measured))
+    if card.not_compared:
+        left.append(("Not compared with a prediction", card.not_compared))
     right = [("Table", NOTHING)]
     if table is not None:
         right = [
@@ -104,7 +121,7 @@ def _numbers(card: Card) -> Markup:
             ("Largest", share(table.max_error)),
             ("Noise floor", share(table.noise_floor)),
         ]
-    fingerprint = [(key, str(value)) for key, value in card.target.items()]
+    fingerprint = [(key, str(value)) for key, value in (card.measured_on or card.target).items()]
     tables = tag("div", facts("The network", left), facts("Latency table", right))
     return tag("div", tables, facts("Target", fingerprint), class_="pair")
 

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hwnas.report.deployable import outside
 from hwnas.report.plots import Figure, bars, diagonal, layout, points
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary
 from hwnas.report.wording import NOTHING, count, interval, ms, share, significant
@@ -47,17 +48,29 @@ def front_figure(summary: RunSummary) -> Figure | None:
             }
         )
         traces.append(_predicted(rows, x=[row.predicted_ms for row in rows], y=[row.accuracy for row in rows]))
-    if measured:
-        traces.append(
-            points(
-                "measured",
-                [row.measured_ms for row in measured],
-                [row.accuracy for row in measured],
-                [network_text(row) for row in measured],
-                marker={"symbol": "diamond", "size": 10, "color": "--measured"},
-                error_x=_measured_interval(measured),
+    for name, marker, chosen in (
+        (
+            "measured",
+            {"symbol": "diamond", "size": 10, "color": "--measured"},
+            [r for r in measured if r.verdict.deployable is not False],
+        ),
+        (
+            "not deployable, measured",
+            {"symbol": "x", "size": 11, "color": "--limit"},
+            [r for r in measured if r.verdict.deployable is False],
+        ),
+    ):
+        if chosen:
+            traces.append(
+                points(
+                    name,
+                    [row.measured_ms for row in chosen],
+                    [row.accuracy for row in chosen],
+                    [network_text(row) for row in chosen],
+                    marker=marker,
+                    error_x=_measured_interval(chosen),
+                )
             )
-        )
     if not traces:
         return None
     shown = layout("Latency (ms)", "Accuracy (%)")
@@ -148,6 +161,8 @@ def network_text(row: NetworkRow) -> str:
             f"accuracy {row.accuracy:.1f} % (validation {row.valid_accuracy:.1f} %)",
             f"predicted {interval(row.predicted_ms, row.predicted_low_ms, row.predicted_high_ms)}",
             f"measured {measured}, error {error}" if row.refused is None else "not measured",
+            *([outside(row.outside_interval)] if row.outside_interval else []),
+            *([f"<b>not deployable</b>: {row.verdict.reason}"] if row.verdict.deployable is False else []),
             f"{count(row.macs)} MACs, {count(row.params)} parameters",
         ]
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from hwnas.report.deployable import outside
 from hwnas.report.document import bounds, cell, document, heading, network_name, plot, sorting_table, write_page
 from hwnas.report.figures import agreement_figure, front_figure, score_figures
 from hwnas.report.markup import Markup, facts, join, tag
@@ -64,7 +65,7 @@ def _body(summary: RunSummary, figures: dict[str, Figure]) -> Iterator[Markup]:
         figures["front"] = front
         caption = (
             "Exported networks: accuracy of the file on the test set. Circles: latency predicted from the table; "
-            "diamonds: measured again on the target; bars: intervals. Up and left is better."
+            "diamonds: measured again on the target; crosses: not deployable; bars: intervals. Up and left is better."
         )
         shown = plot("front", "Accuracy against latency. " + verdict(summary), caption)
     yield tag("section", tag("h2", "Accuracy against latency"), shown, _networks(summary))
@@ -118,8 +119,11 @@ def _networks(summary: RunSummary) -> Markup:
 
 
 def _network(row: NetworkRow) -> Markup:
-    name = network_name(row.name, row.arch, row.choice)
-    over = [tag("div", "over the limit", class_="over")] if row.within_limit is False else []
+    name = [network_name(row.name, row.arch, row.choice)]
+    if row.verdict.deployable is False:
+        name.append(tag("div", f"not deployable: {row.verdict.reason}", class_="over"))
+    over = [tag("div", outside(row.outside_interval), class_="over")] if row.outside_interval else []
+    over += [tag("div", "over the limit", class_="over")] if row.within_limit is False else []
     if row.refused is None:
         interval = bounds(row.measured_low_ms, row.measured_high_ms)
         measured = cell(row.measured_ms, significant(row.measured_ms), *interval, *over)
@@ -128,7 +132,7 @@ def _network(row: NetworkRow) -> Markup:
     link = tag("a", row.file, href="./" + quote(row.file))  # "./": a file, whatever its name looks like
     return tag(
         "tr",
-        tag("td", name, data_value=row.name),
+        tag("td", *name, data_value=row.name),
         cell(row.accuracy, f"{row.accuracy:.1f}", tag("small", f"validation {row.valid_accuracy:.1f}")),
         cell(row.predicted_ms, significant(row.predicted_ms), *bounds(row.predicted_low_ms, row.predicted_high_ms)),
         measured,
@@ -148,6 +152,8 @@ def _validation(summary: RunSummary) -> Markup:
         "How good the prediction is",
         [
             ("Exported networks measured", f"{len(measured)} of {len(summary.networks)}"),
+            ("Of them deployable", f"{sum(row.verdict.deployable is True for row in measured)} of {len(measured)}"),
+            ("Of them outside their prediction interval", str(sum(bool(row.outside_interval) for row in measured))),
             ("Mean error on them", share(mean_error(summary))),
             ("Largest error on them", share(worst)),
             ("Held-out networks of the table", count(table.held_out)),

@@ -119,14 +119,11 @@ def _latency(card: Card, again: Card) -> Compared:
         missing = again.not_measured if again.measured_ms is None else card.not_measured
         why = f"{missing!r:.200}" if missing else "the card's file was not measured"
         return Compared(what, *shown, None, f"cannot be compared: {why}")
-    differing = [
-        key
-        for key in sorted({*card.target, *again.target} - {"device"})
-        if card.target.get(key) != again.target.get(key)
-    ]
+    there, here = card.measured_on or card.target, again.measured_on or again.target
+    differing = [key for key in sorted({*there, *here} - {"device"}) if there.get(key) != here.get(key)]
     if differing:
         key = differing[0]
-        then, now = card.target.get(key), again.target.get(key)
+        then, now = there.get(key), here.get(key)
         return Compared(
             what, *shown, None, f"is that of another target: {key!r} is {then!r:.60} there, {now!r:.60} here"
         )

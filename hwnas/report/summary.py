@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, JsonValue, with_config
 
 from hwnas.errors import RunError
+from hwnas.report.deployable import Verdict, beside_interval, judge
 from hwnas.saved import EXACT, from_text, to_text
 from hwnas.space import Option
 
@@ -72,6 +73,16 @@ class NetworkRow:
     def error(self) -> float | None:
         """predicted / measured - 1, a fraction; None where nothing was measured."""
         return None if self.measured_ms is None else self.predicted_ms / self.measured_ms - 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the file may be called deployable, and why not."""
+        return judge(self.within_limit, self.within_drop, self.refused and f"not measured: {self.refused}")
+
+    @property
+    def outside_interval(self) -> str | None:
+        """ "slower" or "faster" than its prediction interval, as measured; None inside, or where that is not known."""
+        return beside_interval(self.measured_ms, self.predicted_low_ms, self.predicted_high_ms)
 
 
 @with_config(EXACT)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwnas.printable import printable
+from hwnas.report.deployable import outside
 from hwnas.report.summary import RunSummary
 from hwnas.report.validation_wording import explains, systematic_text, validation_facts, worst_text
 from hwnas.report.wording import NOTHING, share, significant
@@ -25,7 +26,7 @@ def front_table(summary: RunSummary) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("File", overflow="fold", ratio=1)
     for row in sorted(summary.networks, key=lambda row: row.predicted_ms):
-        measured = Text(significant(row.measured_ms), style="bold red" if row.within_limit is False else "bold")
+        measured = Text(significant(row.measured_ms), style="bold red" if row.verdict.deployable is False else "bold")
         error = NOTHING if row.error is None else share(row.error, sign=True).removesuffix(" %")
         table.add_row(
             _text(row.name),
@@ -35,8 +36,12 @@ def front_table(summary: RunSummary) -> Table:
             error,
             _text(row.file),
         )
-    notes = [f"{row.name} over the limit" for row in summary.networks if row.within_limit is False]
-    notes += [f"{row.name} not measured: {row.refused}" for row in summary.networks if row.refused]
+    notes = [
+        f"{row.name} {'NOT DEPLOYABLE: ' if row.verdict.deployable is False else ''}{row.verdict.reason}"
+        for row in summary.networks
+        if row.verdict.reason
+    ]
+    notes += [f"{row.name} {outside(row.outside_interval)}" for row in summary.networks if row.outside_interval]
     if not summary.networks:
         notes = ["no network on the front"]
     table.caption = _text("\n".join(notes)) if notes else None

@@ -87,8 +87,9 @@ def mean_error(summary: RunSummary) -> float | None:
 
 
 def best(summary: RunSummary) -> NetworkRow | None:
-    """The most accurate network of those measured within the limit; of all where there is no limit or none keeps it."""
-    kept = [row for row in summary.networks if row.within_limit] or summary.networks
+    """The most accurate network of those measured within the limit; where there are none, of those that break none."""
+    good = [row for row in summary.networks if row.verdict.deployable is not False]
+    kept = [row for row in good if row.within_limit] or good or summary.networks
     return max(kept, key=lambda row: row.accuracy, default=None)
 
 
@@ -109,7 +110,9 @@ def verdict(summary: RunSummary) -> str:
         f"{span(min(latencies), max(latencies))} {kind}",
     ]
     if over:
-        parts.append(f"{over} over {'it' if winner.within_limit else limit}")
+        parts.append(f"{over} over {'it' if winner.within_limit else limit}: not deployable")
+    if lossy := sum(not row.within_drop for row in rows):
+        parts.append(f"{lossy} beyond the accuracy drop: not deployable")
     error = mean_error(summary)
     if error is None:
         parts.append("none measured on the target")
@@ -117,6 +120,8 @@ def verdict(summary: RunSummary) -> str:
         parts.append(f"predictions off by {share(error)} on average")
         if len(measured) < len(rows):
             parts.append(f"{len(rows) - len(measured)} not measured")
+        if out := sum(row.outside_interval is not None for row in rows):
+            parts.append(f"{out} outside the prediction interval")
     if summary.table.noise_floor is not None:
         parts.append(f"noise floor {share(summary.table.noise_floor)}")
     return ", ".join(parts) + "."

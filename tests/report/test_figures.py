@@ -21,7 +21,8 @@ def test_the_front_shows_predicted_measured_and_the_rest(summary: RunSummary) ->
     measured = [row for row in summary.networks if row.measured_ms is not None]
     assert trace(figure, "predicted")["x"] == [row.predicted_ms for row in summary.networks]
     assert trace(figure, "predicted")["y"] == [row.accuracy for row in summary.networks]
-    assert trace(figure, "measured")["x"] == [row.measured_ms for row in measured]
+    assert trace(figure, "measured")["x"] == [row.measured_ms for row in measured if row.within_limit]
+    assert trace(figure, "not deployable")["x"] == [row.measured_ms for row in measured if not row.within_limit]
     exported = {row.arch for row in summary.networks}
     others = [one for one in summary.candidates if one.arch not in exported and one.valid_accuracy is not None]
     assert trace(figure, "evaluated")["x"] == [one.predicted_ms for one in others]

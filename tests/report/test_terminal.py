@@ -30,7 +30,7 @@ def test_every_network_has_its_numbers_on_one_line_of_80_columns(summary: RunSum
 def test_what_is_not_measured_says_why(summary: RunSummary) -> None:
     text = shown(summary)
     assert "net-6 not measured: spread of ratios 14 % > 10 %" in text
-    assert "net-5 over the limit" in text
+    assert "net-5 NOT DEPLOYABLE: over the latency limit, as measured" in text
 
 
 def test_the_fastest_comes_first(summary: RunSummary) -> None:

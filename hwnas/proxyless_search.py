@@ -30,6 +30,8 @@ def search_proxyless(run: Run) -> None:
         epochs=max(1, round(section.epochs or 0)),
         batch_size=run.recipe.train.batch_size,
         augment=run.recipe.train.augment,
+        mix=run.recipe.train.mix,
+        ema=run.recipe.train.ema,
         loss=section.loss,
         seed=run.recipe.seed,
         **rate,  # type: ignore[arg-type]

@@ -88,6 +88,8 @@ class DataSection(Section):
 class ProfileSection(Section):
     """[profile]: how much is measured, and where tables are kept; `table`: one that is there, for each precision.
 
+    `fit` random networks correct the blocks' times, `held_out` tell the error, and of `searched`, which are chosen as a
+    search would, two thirds do the former and one third the latter.
     `cool_down_seconds` is how long a group may wait until the device has cooled down (phones, boards without a fan).
     Times of an emulator say nothing about a device: a table of one is only searched under if `emulated` allows it.
     """
@@ -97,6 +99,7 @@ class ProfileSection(Section):
     networks: int = Field(default=0, ge=0)
     fit: int | None = Field(default=None, ge=3)
     held_out: int | None = Field(default=None, ge=9)  # the interval of a prediction, 90%, needs nine
+    searched: int | None = Field(default=None, ge=0)
     cool_down_seconds: float = Field(default=0, ge=0, le=3600)
     emulated: bool = False
 
@@ -236,10 +239,11 @@ class SupernetSection(Section):
     """[supernet]: one training for all architectures (see hwnas.supernet), instead of one each.
 
     `method`: "progressive" (Once-for-All) or "sandwich" (BigNAS) train a supernet for `epochs` of images, or for
-    `minutes`, with the batch size, augmentation and device of [train]. Then `evaluations` subnets are evaluated, a
-    model of accuracy is fitted to them, and `search.trainings` members of the front that it foretells are evaluated
-    with shared weights; each is trained on for `fine_tune` epochs. `sampling`: subnets are drawn evenly over options
-    ("uniform") or over latency. `trained`: take the supernet of this run folder, trained for another target.
+    `minutes`, with the batch size, augmentation, mixing, average over the weights and device of [train]. Then
+    `evaluations` subnets are evaluated, a model of accuracy is fitted to them, and `search.trainings` members of the
+    front that it foretells are evaluated with shared weights; each is trained on for `fine_tune` epochs.
+    `sampling`: subnets are drawn evenly over options ("uniform") or over latency. `trained`: take the supernet of this
+    run folder, trained for another target.
 
     "proxyless" (ProxylessNAS) warms up a supernet of paths for `warmup_epochs` and then searches one network for each
     of `targets`, latencies that it ends at or just below, for `epochs` each; `loss` is how latency enters. `fixed`

@@ -208,7 +208,9 @@ def _train(run: Run, net: Supernet) -> None:
         epochs=section.epochs,
         minutes=section.minutes,
         batch_size=run.recipe.train.batch_size,
-        augment=run.recipe.train.augment,  # type: ignore[arg-type]
+        augment=run.recipe.train.augment,
+        mix=run.recipe.train.mix,
+        ema=run.recipe.train.ema,
         seed=run.recipe.seed,
         **rate,
     )

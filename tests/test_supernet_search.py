@@ -17,8 +17,9 @@ from hwnas.recipe import parse_recipe
 from hwnas.run import Run, train_study
 from hwnas.search.study import recorded
 from hwnas.spaces import make_space
+from hwnas.supernet.train import SupernetConfig
 from hwnas.supernets import accuracy_note
-from hwnas.train.loop import evaluate
+from hwnas.train.loop import TrainingFailed, evaluate
 from hwnas.trained import trained_network
 from hwprof.table import LatencyTable, Row, write_table
 from hwprof.target import Target
@@ -104,6 +105,23 @@ def test_a_second_target_needs_no_training_and_has_a_front_of_its_own(
     for arch in ours:  # of the same weights
         a, b = (trained_network(second, arch).state_dict(), second.space.build(arch).state_dict())
         assert a.keys() == b.keys()
+
+
+def test_a_supernet_is_trained_as_the_recipe_says(first: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[SupernetConfig] = []
+
+    def train(net: object, data: object, config: SupernetConfig, **others: object) -> None:
+        seen.append(config)
+        raise TrainingFailed("seen")
+
+    monkeypatch.setattr("hwnas.supernets.train_supernet", train)
+    plain = run_of(recipe(folder, "as_said", first.table_path.as_posix(), 'method = "progressive"\nepochs = 3.5'))
+    settings = {"augment": "randaugment", "mix": "cutmix", "ema": 0.9}
+    changed = plain.recipe.model_copy(update={"train": plain.recipe.train.model_copy(update=settings)})
+    with pytest.raises(TrainingFailed):
+        search_stage(Run(changed, plain.recipe_text))
+    wanted = SupernetConfig("progressive", epochs=3.5, augment="randaugment", mix="cutmix", ema=0.9)
+    assert seen == [wanted]
 
 
 def test_other_processes_of_torchrun_train_a_supernet_and_nothing_else(

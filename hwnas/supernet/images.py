@@ -1,19 +1,15 @@
-"""A data set at every resolution of a space: batches of one draw of images, as any subnet reads them."""
+"""A data set at every resolution of a space."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hwnas.space import Arch, SearchSpace
-from hwnas.train.augment import Augment, draw_moves, move
-from hwnas.train.batches import RESIZED_BYTES, batch_count
+from hwnas.train.batches import RESIZED_BYTES
 from hwnas.train.data import ImageData
-from hwnas.train.distributed import share
 from hwnas.train.preprocess import normalise, resize
 
 _CALIBRATION = 2000  # images for statistics of batch normalisations: Once-for-All's number
@@ -21,31 +17,14 @@ _CALIBRATION_BATCH = 200
 
 
 class SupernetImages:
-    """Training images (count of them) with labels on the device, kept at every resolution that was asked for."""
+    """Training images (count of them) with (count,) `labels` on the device, kept at every resolution asked for."""
 
     def __init__(self, data: ImageData, space: SearchSpace, device: torch.device) -> None:
         self.data, self.device, self.count = data, device, len(data.x_train)
+        self.labels, self.largest = data.y_train.to(device), space.largest_input[1]
         self._space = space
-        self._labels = data.y_train.to(device)
         self._kept: dict[int, Tensor] = {}
         self._bytes = 0
-        self._order: tuple[tuple[int, int, int], Tensor] | None = None
-
-    def batches(self, size: int) -> int:
-        """How many batches of at most `size` images an epoch has."""
-        return batch_count(self.count, size)
-
-    def batch(self, seed: int, stage: int, step: int, size: int, augment: Augment) -> Batch:
-        """The batch of a step: every image once an epoch, in an order that follows from seed, stage and epoch."""
-        per_epoch = self.batches(size)
-        epoch, place = divmod(step, per_epoch)
-        if self._order is None or self._order[0] != (seed, stage, epoch):
-            generator = torch.Generator().manual_seed(_seed(seed, stage, epoch, 0))
-            self._order = (seed, stage, epoch), torch.randperm(self.count, generator=generator)
-        whole = self._order[1].tensor_split(per_epoch)[place]
-        mine = share(whole)
-        labels = self._labels[mine.to(self.device)]
-        return Batch(self, whole, mine, labels, len(mine) / len(whole), augment, _seed(seed, stage, step, 1))
 
     def at(self, size: int, chosen: Tensor) -> Tensor:
         """(n,) indices -> (n, channels, size, size) uint8 images on the device."""
@@ -59,7 +38,7 @@ class SupernetImages:
 
     def calibration(self, arch: Arch) -> Iterator[Tensor]:
         """Batches of an architecture's input for the statistics of its batch normalisations: the same in every call."""
-        size = self._space.input_shape(arch)[1]
+        size = self.size_of(arch)
         chosen = torch.randperm(self.count, generator=torch.Generator().manual_seed(0))[:_CALIBRATION]
         for part in torch.split(chosen, _CALIBRATION_BATCH):
             yield self.inputs(self.at(size, part), size)
@@ -72,33 +51,3 @@ class SupernetImages:
     def size_of(self, arch: Arch) -> int:
         """Pixels of an architecture's input along one side."""
         return self._space.input_shape(arch)[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """This process's `part` of a batch, `mine` of the `whole`: (n,) indices with labels.
-
-    Every resolution is augmented anew, by the same seed.
-    """
-
-    images: SupernetImages
-    whole: Tensor
-    mine: Tensor
-    labels: Tensor
-    part: float
-    augment: Augment
-    seed: int
-
-    def inputs(self, arch: Arch) -> Tensor:
-        """(n, channels, size, size) float: the batch as an architecture reads it."""
-        size = self.images.size_of(arch)
-        pixels = self.images.at(size, self.mine)
-        if self.augment != "none":
-            generator = torch.Generator().manual_seed(self.seed)
-            moves = share(draw_moves(self.augment, len(self.whole), size, generator))
-            pixels = move(pixels, moves.to(pixels.device))
-        return self.images.inputs(pixels, size)
-
-
-def _seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])

@@ -34,6 +34,7 @@ from hwnas.supernet.recalibrate import recalibrate
 from hwnas.supernet.relaxed import Relaxation, RelaxedNetwork, arch_of, inherited_network
 from hwnas.supernet.steps import Goal, weight_step, weights_optimizer
 from hwnas.supernet.strategy import STRATEGIES, make_strategy
+from hwnas.train.average import WeightAverage
 from hwnas.train.batches import Batches, placed
 from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hwnas.train.config import TrainConfig
@@ -41,6 +42,7 @@ from hwnas.train.data import ImageData
 from hwnas.train.evaluate import check_fits
 from hwnas.train.isolation import at_most_threads, own_random_state, repeatable_kernels
 from hwnas.train.loop import TrainingFailed
+from hwnas.train.mix import Mix
 from hwnas.train.policies import Augmentation
 from hwnas.train.preprocess import normalise
 from hwnas.train.schedule import rate_factor
@@ -53,7 +55,9 @@ class ProxylessConfig:
     """How to search. An epoch is all training images once; every `arch_every` steps of weights, one of alphas.
 
     `pressure` is how much latency counts at first (None: the authors' value), `pressure_rate` how fast that follows the
-    target (0: never). `samples` are the architectures of a step of REINFORCE. Raises RecipeError on a bad value.
+    target (0: never). `samples` are the architectures of a step of REINFORCE. `ema`: decay per step of an average over
+    the weights of a target's search (see `hwnas/train/average.py`), which the network found begins with; 0 takes the
+    last weights. Raises RecipeError on a bad value.
     """
 
     warmup_epochs: int = 10
@@ -63,6 +67,8 @@ class ProxylessConfig:
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
     augment: Augmentation = "crop"
+    mix: Mix = "none"
+    ema: float = 0.0
     strategy: str = "binary"
     loss: Form = "add"
     pressure: float | None = None
@@ -92,7 +98,8 @@ class ProxylessConfig:
         """What concerns the weights. Raises RecipeError on a bad value."""
         return TrainConfig(
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, label_smoothing=self.label_smoothing, augment=self.augment, seed=self.seed,
+            weight_decay=self.weight_decay, label_smoothing=self.label_smoothing, augment=self.augment, mix=self.mix,
+            ema=self.ema, seed=self.seed,
         )  # fmt: skip
 
 
@@ -180,7 +187,11 @@ class _Searching:
         self.batches = Batches(data, self.size, config.weights, device)
         self.valid = placed(data.x_valid, self.size, device), data.y_valid.to(device)
         facts = (data.name, data.class_names, len(data.x_train), len(data.x_valid), data.mean, data.std, self.size)
-        warmed = replace(config.weights, epochs=1), config.warmup_epochs, config.strategy  # whatever comes after it
+        warmed = (
+            replace(config.weights, epochs=1, ema=0.0),
+            config.warmup_epochs,
+            config.strategy,
+        )  # whatever comes after it
         self.identity = identity_of(self.network, relaxation.edges, *warmed, facts)
 
     def warm_up(self) -> dict[str, Tensor]:
@@ -212,26 +223,40 @@ class _Searching:
         # Another table is another search: what it says of the edges at first stands for it.
         costs = edge_costs(self.relaxation, self.predict_ms, alphas, self._rng(0))
         identity = identity_of(self.network, self.identity, config, target_ms, costs.base_ms, costs.costs_ms.tolist())
+        average = WeightAverage(self.network, config.ema) if config.ema else None
         history: list[Epoch] = []
         if state := self._load(name, identity, optimizer):
             alphas.load(state["alphas"])
             goal.pressure, goal.baseline = state["pressure"], state["baseline"]
             history = [Epoch(**epoch) for epoch in state["history"]]
+            if average is not None:
+                average.restore(state["average"])
         while len(history) < config.epochs:
-            history.append(self._epoch(len(history), optimizer, alphas, goal, name))
+            history.append(self._epoch(len(history), optimizer, average, alphas, goal, name))
             self._save(name, identity, optimizer, {
                 "alphas": alphas.state(), "pressure": goal.pressure, "baseline": goal.baseline,
                 "history": [asdict(epoch) for epoch in history],
+                "average": None if average is None else average.state(),
             })  # fmt: skip
             self.progress(name, len(history), config.epochs)
         derived = derive(self.relaxation, alphas, self.predict_ms, target_ms)
+        if average is not None:
+            average.install()
         network = inherited_network(self.relaxation, self.network, derived.choices)
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         recalibrate(network, self._plain_batches()).cpu()
         p = alphas.probabilities()
         return Found(target_ms, derived.arch, derived.choices, derived.ms, p, tuple(history), network)
 
-    def _epoch(self, number: int, optimizer: torch.optim.Optimizer, alphas: Alphas, goal: Goal, name: str) -> Epoch:
+    def _epoch(
+        self,
+        number: int,
+        optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
+        alphas: Alphas,
+        goal: Goal,
+        name: str,
+    ) -> Epoch:
         config = self.config
         after = config.warmup_epochs + number
         rng = self._rng(after)
@@ -242,6 +267,8 @@ class _Searching:
         for batch in self._epoch_batches(optimizer, after, number, config.epochs):
             mixer = self.strategy.weight_mixer(alphas, rng)
             weight_losses.append(weight_step(self.network, optimizer, mixer, *batch))
+            if average is not None:
+                average.update()
             if len(weight_losses) % every == 0:
                 images = self._valid_batch(rng)
                 arch_losses.append(goal.step(self.network, self.strategy, alphas, costs, *images, rng))

@@ -21,19 +21,22 @@ from torch.nn.functional import cross_entropy
 
 from hwnas.errors import RecipeError
 from hwnas.space import Arch, IntMatrix, rows_of
+from hwnas.supernet.batches import StepBatches
 from hwnas.supernet.elastic import Supernet
 from hwnas.supernet.extremes import largest_arch, smallest_arch
 from hwnas.supernet.images import SupernetImages
-from hwnas.supernet.recalibrate import recalibrate
 from hwnas.supernet.sorting import sort_channels
 from hwnas.supernet.stages import Stage, StageSampler, resolution_slots, stages_of
-from hwnas.train.augment import Augment
+from hwnas.supernet.teacher import Teacher
+from hwnas.train.average import WeightAverage
 from hwnas.train.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from hwnas.train.data import ImageData
 from hwnas.train.device import mixed_precision
 from hwnas.train.distributed import average_gradients, connect, from_first, ranks, take_from_first, total
 from hwnas.train.isolation import at_most_threads, own_random_state, repeatable_kernels, seed_modules
 from hwnas.train.loop import TrainingFailed
+from hwnas.train.mix import Mix
+from hwnas.train.policies import Augmentation
 from hwnas.train.scalars import scalar_log
 from hwnas.train.schedule import rate_factor
 
@@ -46,7 +49,9 @@ _PERMILLE = 1000
 class SupernetConfig:
     """How to train a supernet: `epochs` of images, or `minutes`, over all stages; one of them is given.
 
-    An epoch is every training image once, however many subnets see it. Raises RecipeError on what cannot be used.
+    An epoch is every training image once, however many subnets see it. `ema`: decay per step of an average over the
+    weights (see `hwnas/train/average.py`), begun anew by every stage, as channels are sorted before some, and at the
+    end of a stage taken for what it trained; 0 takes the last weights. Raises RecipeError on what cannot be used.
     """
 
     method: str = "progressive"
@@ -56,7 +61,9 @@ class SupernetConfig:
     learning_rate: float = 0.2
     weight_decay: float = 3e-5
     label_smoothing: float = 0.1
-    augment: Augment = "crop"
+    augment: Augmentation = "crop"
+    mix: Mix = "none"
+    ema: float = 0.0
     checkpoint_seconds: float = 60.0
     seed: int = 0
 
@@ -69,7 +76,9 @@ class SupernetConfig:
             ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or above"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
-            ("augment", self.augment in get_args(Augment), f"one of {get_args(Augment)}"),
+            ("augment", self.augment in get_args(Augmentation), f"one of {get_args(Augmentation)}"),
+            ("mix", self.mix in get_args(Mix), f"one of {get_args(Mix)}"),
+            ("ema", 0 <= self.ema < 1, "in [0, 1)"),
             ("seed", self.seed >= 0, "0 or above"),
         ):
             if not good:
@@ -118,27 +127,27 @@ def train_supernet(
         supernet.to(device).train()
         take_from_first(supernet)
         images = SupernetImages(data, supernet.space, device)
+        batches = StepBatches(images, size=config.batch_size, augment=config.augment, mix=config.mix, seed=config.seed)
         stand, teacher = _Stand(), None
         state = from_first(None if checkpoint is None else load_checkpoint(checkpoint, identity))
         if state is not None:
             supernet.load_state_dict(state["supernet"])
             stand = _Stand(**state["stand"])
         if any(stage.taught for stage in stages[1:]):
-            teacher = _Teacher(supernet, images, None if state is None else state["teacher"])
+            teacher = Teacher(supernet, images, None if state is None else state["teacher"])
         for number in range(stand.stage, len(stages)):
             if number > stand.stage:
                 stand = _Stand(number)
-            training = _StageTraining(supernet, images, config, stages, number, teacher, latency_ms)
-            if state is not None and stand.step:
-                training.optimizer.load_state_dict(state["optimizer"])
-            elif stages[number].sort:
+            begun = state if stand.step else None
+            if begun is None and stages[number].sort:
                 sort_channels(supernet)
+            training = _StageTraining(supernet, batches, config, stages, number, teacher, latency_ms, begun)
 
             def save(stand: _Stand, training: _StageTraining = training) -> None:
                 if checkpoint is not None:
                     now: dict[str, Any] = {
                         "supernet": supernet.state_dict(),
-                        "optimizer": training.optimizer.state_dict(),
+                        **training.state(),
                         "teacher": None if teacher is None else teacher.state,
                         "stand": asdict(stand),
                     }
@@ -159,50 +168,21 @@ def train_supernet(
             state = None
 
 
-class _Teacher:
-    """The trained largest network at every resolution: logits that smaller ones learn from."""
-
-    def __init__(self, supernet: Supernet, images: SupernetImages, state: Mapping[str, Any] | None) -> None:
-        self._images, self._arch = images, largest_arch(supernet.space)
-        self._network: nn.Module | None = None
-        self.state: dict[str, Any] | None = None
-        if state is not None:
-            self._network = supernet.extract(self._arch)
-            self._network.load_state_dict(state)
-            self._ready()
-
-    def learn(self, supernet: Supernet) -> None:
-        """Take over what the largest network has learnt."""
-        self._network = supernet.extract(self._arch)
-        recalibrate(self._network, self._images.calibration(self._arch))
-        self._ready()
-
-    def _ready(self) -> None:
-        assert self._network is not None  # set by both callers
-        self._network.eval().requires_grad_(False)
-        self.state = self._network.state_dict()
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        assert self._network is not None  # the first stage is over
-        with torch.no_grad():
-            logits: Tensor = self._network(inputs)
-        return logits
-
-
 class _StageTraining:
     """The steps of one stage."""
 
     def __init__(
         self,
         supernet: Supernet,
-        images: SupernetImages,
+        batches: StepBatches,
         config: SupernetConfig,
         stages: tuple[Stage, ...],
         number: int,
-        teacher: _Teacher | None,
+        teacher: Teacher | None,
         latency_ms: Callable[[IntMatrix], np.ndarray] | None,
+        state: Mapping[str, Any] | None,
     ) -> None:
-        self._supernet, self._images, self._config = supernet, images, config
+        self._supernet, self._batches, self._config = supernet, batches, config
         self._stage, self._number = stages[number], number
         self._teacher = teacher if stages[number].taught else None
         self._draw = StageSampler(supernet.space, stages[number], latency_ms)
@@ -212,10 +192,22 @@ class _StageTraining:
         plain = [weight for weight in supernet.parameters() if weight.ndim <= 2]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         # foreach, not fused: a step uses a part of the weights, and what has no gradient stays as it is
-        self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, foreach=True)
-        share, per_epoch = self._stage.share, images.batches(config.batch_size)
+        self._optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, foreach=True)
+        self._average = WeightAverage(supernet, config.ema) if config.ema else None
+        if state is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self._average is not None:
+                self._average.restore(state["average"])
+        share, per_epoch = self._stage.share, batches.per_epoch
         self._steps = None if config.epochs is None else max(1, round(share * config.epochs * per_epoch))
         self._seconds = None if config.minutes is None else share * config.minutes * 60
+
+    def state(self) -> dict[str, Any]:
+        """What a training of the stage that begins at a later step goes on from, beside the supernet."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "average": None if self._average is None else self._average.state(),
+        }
 
     def run(
         self, stand: _Stand, save: Callable[[_Stand], None], tell: Callable[[_Stand, dict[str, float]], None]
@@ -241,6 +233,8 @@ class _StageTraining:
             if now - saved >= self._config.checkpoint_seconds and stand.progress < 1:
                 saved = now
                 save(stand)
+        if self._average is not None:
+            self._average.install()
 
     def _finite(self, loss: Tensor, stand: _Stand) -> float:
         if not math.isfinite(found := float(loss)):
@@ -255,17 +249,17 @@ class _StageTraining:
         config, stage = self._config, self._stage
         entropy = (config.seed, self._number, step)
         rng = np.random.default_rng(entropy)
-        device = self._images.device
+        device = self._batches.images.device
         seed_modules(int(rng.integers(2**31)), device)
         archs = self._archs(rng)
-        batch = self._images.batch(config.seed, self._number, step, config.batch_size, config.augment)
-        for group in self.optimizer.param_groups:
+        batch = self._batches.batch(self._number, step)
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         mean = torch.zeros((), device=device)
         said: Tensor | None = None  # by the largest subnet of a sandwich
         for number, arch in enumerate(archs):
-            inputs = batch.inputs(arch)
+            inputs = batch.inputs(self._batches.images.size_of(arch))
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device)):
                 logits = self._supernet(inputs, arch)
                 if stage.sandwich and number:
@@ -282,7 +276,9 @@ class _StageTraining:
         average_gradients(self._supernet.parameters(), batch.part)
         if stage.clip is not None:
             nn.utils.clip_grad_norm_(self._supernet.parameters(), stage.clip)
-        self.optimizer.step()
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
         return total(mean)
 
     def _archs(self, rng: np.random.Generator) -> list[Arch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,18 @@ class Killed(Exception):
     """As by a signal."""
 
 
-@pytest.mark.parametrize("loss", ["add", "multiply", "reinforce"])
-def test_targets_are_kept_and_a_killed_search_goes_on_the_same(loss: str, tmp_path: Path) -> None:
-    relaxation, data, settings = relax(SPACE), images(), config(loss=loss, samples=2)
+@pytest.mark.parametrize(
+    ("loss", "others"),
+    [
+        ("add", {}),
+        ("multiply", {"mix": "mixup_cutmix", "ema": 0.9, "augment": "random_resized_crop"}),
+        ("reinforce", {}),
+    ],
+)
+def test_targets_are_kept_and_a_killed_search_goes_on_the_same(
+    loss: str, others: dict[str, Any], tmp_path: Path
+) -> None:
+    relaxation, data, settings = relax(SPACE), images(), config(loss=loss, samples=2, **others)
     whole = search(relaxation, data, macs, [5.3, 8.0], settings)
     for found in whole:
         assert 0.95 * found.target_ms <= found.ms <= found.target_ms
@@ -76,7 +86,18 @@ def test_targets_are_kept_and_a_killed_search_goes_on_the_same(loss: str, tmp_pa
     assert told == [("warm-up", 1), *[(f"target {t} ms", n) for t in (5.3, 8) for n in (1, 2)]]
     resumed = search(relaxation, data, macs, [5.3, 8.0], settings, folder=tmp_path, progress=kill)
     assert all(same(first, second) for first, second in zip(whole, resumed, strict=True))
-    assert not same(whole[0], search(relaxation, data, macs, [5.3], config(loss=loss, samples=2, seed=1))[0])
+    assert not same(whole[0], search(relaxation, data, macs, [5.3], replace(settings, seed=1))[0])
+
+
+def test_the_network_begins_with_the_average_over_the_weights() -> None:
+    relaxation, data = relax(SPACE), images()
+    last, average, same_average = (
+        search(relaxation, data, macs, [7.0], config(ema=ema, epochs=1))[0] for ema in (0.0, 0.999, 0.999)
+    )
+    assert (last.choices, last.history) == (average.choices, average.history)
+    name = "head.classifier.weight"
+    assert not torch.equal(last.network.get_parameter(name), average.network.get_parameter(name))
+    assert same(average, same_average)
 
 
 def test_a_target_alone_is_the_same_as_among_others_and_takes_the_same_warm_up(tmp_path: Path) -> None:

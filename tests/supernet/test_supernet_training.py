@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,11 +69,17 @@ def test_subnets_of_all_sizes_learn(digits: ImageData, method: str) -> None:
     assert np.mean(accuracies) > 30
 
 
-@pytest.mark.parametrize(("method", "stages"), [("progressive", 5), ("sandwich", 1)])
+@pytest.mark.parametrize(
+    ("method", "stages", "others"),
+    [
+        ("progressive", 5, {"augment": "randaugment", "mix": "mixup_cutmix", "ema": 0.9}),
+        ("sandwich", 1, {}),
+    ],
+)
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
-    few: ImageData, tmp_path: Path, method: str, stages: int
+    few: ImageData, tmp_path: Path, method: str, stages: int, others: dict[str, Any]
 ) -> None:
-    config = SupernetConfig(method=method, epochs=6, batch_size=32, checkpoint_seconds=0)
+    config = SupernetConfig(method=method, epochs=6, batch_size=32, checkpoint_seconds=0, **others)
     whole = trained(few, config).state_dict()
     resumed, kills = None, 0
     while resumed is None:
@@ -88,6 +95,25 @@ def test_another_seed_trains_another_supernet(few: ImageData) -> None:
     first, same, other = (trained(few, replace(config, seed=seed)).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_what_is_trained_is_the_average_over_the_weights(few: ImageData) -> None:
+    config = SupernetConfig(method="sandwich", epochs=0.01, batch_size=48)
+    first = Supernet(mobile(width_mults=[1.0], kernels=[3, 5])).state_dict()
+    last, average = (trained(few, replace(config, ema=ema)).state_dict() for ema in (0.0, 0.9))
+    for name, value in first.items():  # after one step
+        torch.testing.assert_close(average[name], value * 2 / 11 + last[name] * 9 / 11)
+    assert any(not torch.allclose(average[name], last[name], rtol=1e-2) for name in first)
+
+
+def test_channels_are_sorted_in_the_average_too(few: ImageData) -> None:
+    # so slow that a stage changes nothing but the order of channels
+    config = SupernetConfig(method="progressive", epochs=0.01, batch_size=48, learning_rate=1e-12)
+    last, average = (trained(few, replace(config, ema=ema)).state_dict() for ema in (0.0, 0.9))
+    for name, value in last.items():
+        torch.testing.assert_close(average[name], value)
+    name = "shared.stage0_0.0.weights.layers.expand.conv.weight"
+    assert not torch.allclose(last[name], Supernet(mobile(width_mults=[1.0], kernels=[3, 5])).get_parameter(name))
 
 
 def test_a_budget_in_minutes_ends_when_it_is_spent(few: ImageData, tmp_path: Path) -> None:
@@ -121,9 +147,12 @@ def test_a_training_that_diverges_says_so(few: ImageData) -> None:
         ({"minutes": float("inf")}, "above 0"),
         ({"epochs": 1, "batch_size": 1}, "batch_size must be at least 2"),
         ({"epochs": 1, "learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"epochs": 1, "augment": "mixup"}, "augment must be one of"),
+        ({"epochs": 1, "mix": "crop"}, "mix must be one of"),
+        ({"epochs": 1, "ema": 1.0}, r"ema must be in \[0, 1\)"),
         ({"epochs": 1, "seed": -1}, "seed must be 0 or above"),
     ],
 )
-def test_settings_that_cannot_be_used_are_said(settings: dict[str, float], said: str) -> None:
+def test_settings_that_cannot_be_used_are_said(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        SupernetConfig(**settings)  # type: ignore[arg-type]
+        SupernetConfig(**settings)

@@ -168,7 +168,7 @@ def report(how: Scoring, networks: Sequence[tuple[Arch, float]], rows: dict[Arch
     combinations = {name: parts for name, parts in COMBINATIONS.items() if set(parts) <= set(names)}
     for name, parts in ({name: (name,) for name in names} | combinations).items():
         scores = matrix[:, [names.index(part) for part in parts]]
-        values = combine(scores) if name == "combined" else plain(scores)
+        values = combine(parts, scores) if name == "combined" else plain(scores)
         undefined = int(np.isnan(scores).any(axis=1).sum())
         yield (
             f"{name:18}{with_intervals(values, truth)} {with_intervals(values[best], truth[best])}"

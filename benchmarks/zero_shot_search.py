@@ -18,6 +18,7 @@ import gzip
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,12 +103,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found: FloatVector = ms[numbers(archs)]
         return found
 
-    def regrets(evaluate: Callable[[IntMatrix], FloatMatrix], limit: float, oracle: float) -> list[float]:
+    def regrets(
+        names: Sequence[str], evaluate: Callable[[IntMatrix], FloatMatrix], limit: float, oracle: float
+    ) -> list[float]:
         objectives = (Objective("score", "", "maximize"), Objective("latency", "ms", "minimize", limit))
         known = Known(SPACE, objectives, {"latency": latency})
-        evaluations, seed = options.evaluations, options.seed
-        archs = assisted_search(known, evaluate, evaluations=evaluations, seed=seed, rank=rank)
-        order = np.argsort(-np.nan_to_num(rank(evaluate(archs)), nan=-np.inf), kind="stable")
+        evaluations, seed, by_rank = options.evaluations, options.seed, partial(rank, names)
+        archs = assisted_search(known, evaluate, evaluations=evaluations, seed=seed, rank=by_rank)
+        order = np.argsort(-np.nan_to_num(by_rank(evaluate(archs)), nan=-np.inf), kind="stable")
         found = accuracy[numbers(archs[order])]
         return [oracle - found[0], oracle - found[:TRAINED].max()]
 
@@ -120,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for limit in limits:
         within = accuracy[numbers(every[latency(every) <= limit])]
         oracle = float(within.max())
-        combined, params = regrets(zero_shot, limit, oracle), regrets(size, limit, oracle)
+        combined = regrets(COMBINED, zero_shot, limit, oracle)
+        params = regrets(("params",), size, limit, oracle)
         random = [oracle - expected_best(within, k) for k in (1, TRAINED)]
         rows.append(np.array([combined, params, random]).T)  # the best ranked, the best of some
         print(f"{limit:10.3f}{oracle:8.2f}{columns(rows[-1])}", flush=True)

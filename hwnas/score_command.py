@@ -72,7 +72,7 @@ def score(
         if not models:
             raise RecipeError("nothing to score: give --model torchvision:NAME, --model SPACE:ARCH, or a --recipe")
         found = [_score(each, run, images, names, batch, resolution, seed, threads) for each in models]
-    combined = combine(_matrix(found)) if len(found) > 1 else None
+    combined = combine(_chosen(names), _matrix(found)) if len(found) > 1 else None
     if as_json:
         typer.echo(json.dumps(_as_json(found, combined, images), indent=1))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ def score_networks(run: Run) -> None:
             return book.matrix(rows)
 
         if section.score_sampler == SURROGATE:
-            assisted_search(known, evaluate, evaluations=section.evaluations, seed=run.recipe.seed, rank=rank)
+            assisted_search(
+                known, evaluate, evaluations=section.evaluations, seed=run.recipe.seed, rank=partial(rank, book.names)
+            )
             return
         for _ in range(len(book), section.evaluations):
             trial, arch = ask_arch(study, run.space, known.feasible)
@@ -76,9 +79,9 @@ def score_networks(run: Run) -> None:
                 book.record(arch, results, trial)
 
 
-def rank(scores: FloatMatrix) -> FloatVector:
+def rank(names: Sequence[str], scores: FloatMatrix) -> FloatVector:
     """(n, k) scores -> (n,) what architectures are compared by: the score itself, or the combined rank of several."""
-    return combine(scores) if scores.shape[1] > 1 else scores[:, 0]
+    return combine(names, scores) if len(names) > 1 else scores[:, 0]
 
 
 def ranked(run: Run) -> tuple[list[Arch], FloatMatrix]:
@@ -89,7 +92,7 @@ def ranked(run: Run) -> tuple[list[Arch], FloatMatrix]:
     trials = recorded(score_study(run))
     archs = list(trials)
     values = np.empty((len(archs), 2))
-    values[:, 0] = rank(score_matrix(run, trials, archs)) if archs else []
+    values[:, 0] = rank(score_names(run.recipe.search.score), score_matrix(run, trials, archs)) if archs else []
     values[:, 1] = [trials[arch].values[1] for arch in archs]
     return archs, values
 
@@ -165,10 +168,10 @@ class _Book:
 
     def __init__(self, run: Run, total: int) -> None:
         self._run, self._study, self._total = run, score_study(run), total
-        self._names = score_names(run.recipe.search.score)
+        self.names = score_names(run.recipe.search.score)
         trials = recorded(self._study)
         self._rows = dict(zip(trials, score_matrix(run, trials, list(trials)), strict=True))
-        self._rows |= dict.fromkeys(failed(self._study), np.full(len(self._names), np.nan))
+        self._rows |= dict.fromkeys(failed(self._study), np.full(len(self.names), np.nan))
         self._progress()
 
     def __contains__(self, arch: Arch) -> bool:
@@ -179,7 +182,7 @@ class _Book:
 
     def matrix(self, archs: Sequence[Arch]) -> FloatMatrix:
         """(n, k) scores, NaN where undefined."""
-        return np.array([self._rows[arch] for arch in archs]).reshape(len(archs), len(self._names))
+        return np.array([self._rows[arch] for arch in archs]).reshape(len(archs), len(self.names))
 
     def record(self, arch: Arch, results: Mapping[str, ScoreResult], trial: optuna.Trial | None = None) -> None:
         """Record an architecture's scores as a trial, the one of a sampler that asked for it or a new one."""
@@ -191,7 +194,7 @@ class _Book:
             reason = "; ".join(sorted(set(reasons.values())))
             record_failure(self._study, self._run.space, arch, reason, trial=trial)
         else:
-            value = rank(np.array(list(self._rows.values())))[-1]
+            value = rank(self.names, np.array(list(self._rows.values())))[-1]
             latency = float(self._run.searched_ms(np.array([arch]))[0])
             facts: dict[str, Any] = {
                 SCORES: values,
@@ -202,4 +205,4 @@ class _Book:
         self._progress()
 
     def _progress(self) -> None:
-        self._run.progress(f"score networks ({', '.join(self._names)})", len(self._rows), self._total)
+        self._run.progress(f"score networks ({', '.join(self.names)})", len(self._rows), self._total)

@@ -100,7 +100,7 @@ def test_a_trials_value_is_its_rank_among_those_before_it(scorers: type[Scorers]
         rows.append([np.nan if arch[0] == 0 else float(sum(arch)), np.nan if arch[:2] == (0, 0) else float(arch[1])])
         trial = recorded(score_study(run)).get(arch)
         if trial is not None:
-            assert trial.values[0] == pytest.approx(rank(np.array(rows))[-1])
+            assert trial.values[0] == pytest.approx(rank(("synflow", "macs"), np.array(rows))[-1])
             checked += 1
     assert checked > 10
 
@@ -135,4 +135,4 @@ def test_the_front_is_ranked_among_all(scorers: type[Scorers], tmp_path: Path) -
 
 
 def test_one_score_is_searched_as_it_is() -> None:
-    assert rank(np.array([[3.0], [1e9], [np.nan]])).tolist()[:2] == [3.0, 1e9]
+    assert rank(("macs",), np.array([[3.0], [1e9], [np.nan]])).tolist()[:2] == [3.0, 1e9]

@@ -48,11 +48,12 @@ SCORES = {
     "params": "hwnas.zeroshot.size:params",
     "macs": "hwnas.zeroshot.size:macs",
     "layers": "hwnas.zeroshot.size:layers",
+    "shortest_path": "hwnas.zeroshot.shortest_path:score",
 }
 
 # What networks are ranked by unless a recipe says otherwise: the mean of the logarithms of their ranks in these.
 # Measured in benchmarks/zero_shot.py: none of them alone ranks as well, on cells or on mobile networks.
-COMBINED = ("macs", "progressivity", "swap", "meco", "jacob_cov")
+COMBINED = ("macs", "swap", "meco", "jacob_cov", "shortest_path")
 
 
 class DegenerateNetworkError(HwnasError, ValueError):

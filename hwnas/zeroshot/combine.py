@@ -13,11 +13,15 @@ chance (Parisi, Strino, Nadler and Kluger, "Ranking and combining multiple predi
 arXiv 1303.3257). A score with a negative entry has no vote. All others count the same: weighted by the roots of their
 entries they ranked 600 cells of NAS-Bench-201 slightly better (tau .82 for .81), but the best tenth of them, which few
 scores tell apart, worse (.22 for .31).
+
+COMPLEMENTS are not judged so, and not asked about the others: what is known exactly and says something else than the
+scores, which all grow with size, need not agree with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,33 +31,32 @@ from hwnas.ranks import average_ranks
 FloatMatrix = NDArray[np.float64]
 FloatVector = NDArray[np.float64]
 
+# Of the best cells of NAS-Bench-201 the larger ones have longer shortest paths: there it disagrees with the others, and
+# tells what they do not. Where all networks have the same it changes nothing.
+COMPLEMENTS = frozenset({"shortest_path"})
 # From fewer networks correlations cannot be told: all scores vote.
 LEAST_NETWORKS = 16
 _ROUNDING = 1e-9
 
 
-def combine(scores: FloatMatrix) -> FloatVector:
-    """(n, k) values of k scores, higher is better, NaN where undefined -> (n,) combined scores, 0 for the best in all.
+def combine(names: Sequence[str], scores: FloatMatrix) -> FloatVector:
+    """(n, k) values of k named scores, higher is better, NaN where undefined -> (n,) combined, 0 for the best in all.
 
     Equal values share the mean of their ranks; what is undefined shares the lowest ones.
     """
-    ranks = _ranks(scores)
-    combined: FloatVector = np.log(ranks[:, votes(scores)] / max(1, len(ranks))).mean(axis=1)
+    without_vote = silent(names, scores)
+    voting = [name not in without_vote for name in names]
+    combined: FloatVector = np.log(_ranks(scores[:, voting]) / max(1, len(scores))).mean(axis=1)
     return combined
 
 
-def votes(scores: FloatMatrix) -> NDArray[np.bool_]:
-    """(n, k) -> (k,): whether a score counts: all of few networks, or of fewer than three scores; else who agrees."""
-    n, k = scores.shape
-    return np.ones(k, dtype=np.bool_) if n < LEAST_NETWORKS or k < 3 else agreements(scores) > _ROUNDING
-
-
 def silent(names: Sequence[str], scores: FloatMatrix) -> dict[str, float]:
-    """The scores without a vote, by name, each with its agreement."""
-    if len(scores) < LEAST_NETWORKS:
+    """The scores that do not count, by name, each with its agreement: none of few networks, or of two scores."""
+    judged = [name not in COMPLEMENTS for name in names]
+    if len(scores) < LEAST_NETWORKS or sum(judged) < 3:
         return {}
-    found = zip(names, votes(scores), agreements(scores), strict=True)
-    return {name: round(float(agreement), 3) for name, vote, agreement in found if not vote}
+    found = zip(compress(names, judged), agreements(scores[:, judged]), strict=True)
+    return {name: round(float(agreement), 3) for name, agreement in found if agreement <= _ROUNDING}
 
 
 def agreements(scores: FloatMatrix) -> FloatVector:

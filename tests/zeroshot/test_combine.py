@@ -10,9 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as matrices
 
-from hwnas.zeroshot.combine import LEAST_NETWORKS, agreements, combine, silent, votes
+from hwnas.zeroshot import COMBINED
+from hwnas.zeroshot.combine import COMPLEMENTS, LEAST_NETWORKS, agreements, combine, silent
 
 NAN = math.nan
+
+
+def unnamed(scores):
+    """The combined score of (n, k) values whose names are no complement's."""
+    return combine(tuple("abcdefghij"[: scores.shape[1]]), scores)
 
 
 def logs(ranks, n):
@@ -33,31 +39,37 @@ def logs(ranks, n):
     ],
 )
 def test_one_score_is_the_logarithm_of_its_rank(values, ranks):
-    assert combine(np.array(values)[:, None]) == pytest.approx(logs(ranks, len(values)))
+    assert unnamed(np.array(values)[:, None]) == pytest.approx(logs(ranks, len(values)))
 
 
 def test_several_scores_by_hand():
     scores = [[1.0, 30.0], [2.0, 10.0], [3.0, 20.0]]  # ranks 1 3, 2 1, 3 2
     expected = [math.log(a * b / 9) / 2 for a, b in ((1, 3), (2, 1), (3, 2))]
-    assert combine(np.array(scores)) == pytest.approx(expected)
+    assert unnamed(np.array(scores)) == pytest.approx(expected)
 
 
 def test_one_bad_rank_costs_more_than_one_good_rank_gives():
     balanced, extreme = [5.0, 5.0], [10.0, 0.0]
     others = [[float(i), float(i)] for i in (1, 2, 3, 4, 6, 7, 8, 9)]
-    scores = combine(np.array([balanced, extreme, *others]))
+    scores = unnamed(np.array([balanced, extreme, *others]))
     assert scores[0] > scores[1]
     assert scores[1] != scores.min()
 
 
 def test_the_best_in_everything_has_0():
-    scores = combine(np.array([[1.0, NAN, 3.0], [2.0, 5.0, 4.0], [0.0, 1.0, 2.0]]))
+    scores = unnamed(np.array([[1.0, NAN, 3.0], [2.0, 5.0, 4.0], [0.0, 1.0, 2.0]]))
     assert scores[1] == 0
     assert (scores[[0, 2]] < 0).all()
 
 
 def test_no_networks():
-    assert combine(np.empty((0, 3))).shape == (0,)
+    assert unnamed(np.empty((0, 3))).shape == (0,)
+
+
+def plain(scores):
+    """Mean log rank of all, by another way: places in a sorted column."""
+    ranks = 1 + np.argsort(np.argsort(scores, axis=0), axis=0)
+    return np.log(ranks / len(scores)).mean(axis=1)
 
 
 def opinions(n, *weights):
@@ -69,10 +81,36 @@ def opinions(n, *weights):
 
 def test_what_disagrees_with_the_others_has_no_vote():
     scores = opinions(400, 3.0, 2.0, 3.0, 0.5, -2.0)
-    assert votes(scores).tolist() == [True, True, True, True, False]
     assert agreements(scores)[4] < -0.3
-    np.testing.assert_array_equal(combine(scores), combine(scores[:, :4]))
+    np.testing.assert_array_equal(unnamed(scores), unnamed(scores[:, :4]))
     assert silent("abcde", scores) == {"e": pytest.approx(agreements(scores)[4], abs=1e-3)}
+
+
+def test_a_complement_is_not_judged_by_the_others():
+    """Nor are they judged by it: what it is called, not what it says, decides who votes."""
+    (name,) = COMPLEMENTS
+    scores = opinions(400, 3.0, 2.0, 3.0, -2.0)
+    assert list(silent(("a", "b", "c", name), scores)) == []
+    np.testing.assert_array_equal(combine(("a", "b", "c", name), scores), plain(scores))
+    scores = opinions(400, 3.0, 2.0, 3.0, -2.0, -3.0)
+    assert list(silent(("a", "b", "c", "d", name), scores)) == ["d"]
+    agreed = silent(("a", "b", "c", "d", name), scores)["d"]
+    assert agreed == pytest.approx(agreements(scores[:, :4])[3], abs=1e-3)
+    assert agreed != pytest.approx(agreements(scores)[3], abs=1e-2)
+    np.testing.assert_array_equal(combine(("a", "b", "c", "d", name), scores), plain(scores[:, [0, 1, 2, 4]]))
+    assert silent(("a", "b", name), opinions(400, 3.0, -2.0, 3.0)) == {}, "of two that are judged neither is wrong"
+
+
+def test_a_complement_that_all_share_changes_no_place():
+    (name,) = COMPLEMENTS
+    scores = opinions(50, 3.0, 2.0, 3.0, -2.0)
+    with_constant = combine(("a", "b", "c", "d", name), np.column_stack([scores, np.full(50, -16.0)]))
+    assert np.argsort(with_constant).tolist() == np.argsort(unnamed(scores)).tolist()
+
+
+def test_the_default_has_a_complement_and_enough_to_judge():
+    assert set(COMBINED) > COMPLEMENTS
+    assert len(set(COMBINED) - COMPLEMENTS) >= 3
 
 
 def test_agreement_grows_with_accuracy():
@@ -84,19 +122,19 @@ def test_agreement_grows_with_accuracy():
 
 def test_all_vote_where_agreement_cannot_be_told():
     scores = opinions(LEAST_NETWORKS, 3.0, 2.0, 3.0, -2.0)
-    assert votes(scores).tolist() == [True, True, True, False]
-    assert votes(scores[:-1]).all()
-    assert votes(scores[:, 2:]).all(), "of two that disagree, neither is known to be wrong"
+    assert list(silent("abcd", scores)) == ["d"]
+    assert silent("abcd", scores[:-1]) == {}
+    assert silent("cd", scores[:, 2:]) == {}, "of two that disagree, neither is known to be wrong"
 
 
 def test_a_constant_agrees_with_nothing():
     scores = np.column_stack([opinions(50, 3.0, 3.0), np.ones(50), np.full(50, NAN)])
     assert agreements(scores)[2:].tolist() == pytest.approx([0, 0])
-    assert votes(scores).tolist() == [True, True, False, False]
+    assert silent("abcd", scores) == {"c": 0, "d": 0}
 
 
 def test_nothing_but_constants():
-    assert combine(np.ones((20, 3))) == pytest.approx(np.full(20, math.log(10.5 / 20)))
+    assert unnamed(np.ones((20, 3))) == pytest.approx(np.full(20, math.log(10.5 / 20)))
 
 
 NUMBERS = st.one_of(st.integers(-4, 4).map(float), st.just(NAN))
@@ -105,14 +143,14 @@ SCORES = st.tuples(st.integers(1, 8), st.integers(1, 4)).flatmap(lambda shape: m
 
 @given(SCORES)
 def test_only_the_order_matters(scores):
-    combined = combine(scores)
+    combined = unnamed(scores)
     assert np.isfinite(combined).all()
     assert (combined <= 0).all()
-    np.testing.assert_array_equal(combine(7 * scores - 100), combined)
-    np.testing.assert_array_equal(combine(np.exp(scores)), combined)
-    np.testing.assert_allclose(combine(scores[:, ::-1]), combined, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(combine(scores[::-1]), combined[::-1], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(combine(np.concatenate([scores, scores], axis=1)), combined, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(unnamed(7 * scores - 100), combined)
+    np.testing.assert_array_equal(unnamed(np.exp(scores)), combined)
+    np.testing.assert_allclose(unnamed(scores[:, ::-1]), combined, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(unnamed(scores[::-1]), combined[::-1], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(unnamed(np.concatenate([scores, scores], axis=1)), combined, rtol=1e-12, atol=1e-12)
 
 
 @given(SCORES, st.data())
@@ -120,4 +158,4 @@ def test_better_in_one_score_is_never_worse(scores, data):
     row, column = (data.draw(st.integers(0, size - 1)) for size in scores.shape)
     better = scores.copy()
     better[row, column] = np.nan_to_num(better[row, column], nan=-9) + 2
-    assert combine(better)[row] >= combine(scores)[row] - 1e-12
+    assert unnamed(better)[row] >= unnamed(scores)[row] - 1e-12

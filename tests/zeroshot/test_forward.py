@@ -18,7 +18,7 @@ from hwnas.zeroshot.probe import Probe
 
 NAMES = (
     *("naswot", "swap", "linear_regions", "near", "meco"),
-    *("expressivity", "progressivity", "trainability", "jacob_cov"),
+    *("expressivity", "progressivity", "trainability", "jacob_cov", "shortest_path"),
 )
 
 

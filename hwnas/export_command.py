@@ -101,18 +101,54 @@ def parse_target(text: str) -> Target:
 
 
 def show(cards: list[dict[str, Any]]) -> None:
-    """Print what was shipped: a line a file. Files are in FOLDER/FORMAT/NAME."""
+    """Print what was shipped, and what is to be known of it: files, in FOLDER/FORMAT/NAME, each with its size.
+
+    The accuracy is that of the file, of the network's; intervals are below their latencies.
+    """
+    from hwnas.report.deployable import outside
+    from hwnas.report.wording import size
+
     first = Path(cards[0]["path"])
     table = Table(title="Exported", title_justify="left")
-    for heading in ("File", "Size\nkB", "Accuracy %\nof the file", "Accuracy %\nof the network", "Largest\ndifference"):
-        table.add_column(heading, justify="left" if heading == "File" else "right", overflow="fold")
+    table.add_column("File", overflow="fold")
+    for heading in ("Accuracy\n%", "Largest\ndiffer.", "Predicted\nms", "Measured\nms"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for card in cards:
-        numbers = ["-", "-", "-"]
+        numbers = ["-", "-"]
         if card["not_checked"] is None:
             accuracies = card["accuracy_percent"]["test"], card["module_accuracy_percent"]["test"]
-            numbers = [*(f"{value:.1f}" for value in accuracies), f"{card['max_logit_difference']:.2g}"]
-        table.add_row(Path(card["path"]).name, f"{card['size_bytes'] / 1000:.1f}", *numbers)
+            numbers = ["{:.1f}\nof {:.1f}".format(*accuracies), f"{card['max_logit_difference']:.2g}"]
+        compared = card.get("measured_ms") is not None and card["not_compared"] is None
+        table.add_row(
+            f"{Path(card['path']).name}\n{size(card['size_bytes'])}",
+            *numbers,
+            _latency(card, "predicted") if compared else "-",
+            Text(_latency(card, "measured"), style="bold red" if card["deployable"] is False else ""),
+        )
     out.print(table)
-    for reason in dict.fromkeys(card["not_checked"] for card in cards if card["not_checked"]):
-        out.print(Text(f"warning: written, but not checked: {reason}", style="yellow"), soft_wrap=True)
+    for card in cards:
+        name = Path(card["path"]).name
+        if card["deployable"] is False:
+            out.print(Text(f"NOT DEPLOYABLE: {name}: {card['not_deployable']}", style="bold red"), soft_wrap=True)
+        if beside := card.get("outside_interval"):
+            out.print(Text(f"warning: {name} is {outside(beside)}", style="yellow"), soft_wrap=True)
+    for key, said in (
+        ("not_checked", "written, but not checked"),
+        ("not_measured", "written, but not measured"),
+        ("not_compared", "compared with no prediction"),
+    ):
+        for reason in dict.fromkeys(card[key] for card in cards if card.get(key)):
+            out.print(Text(f"warning: {said}: {reason}", style="yellow"), soft_wrap=True)
+    for warning in dict.fromkeys(each for card in cards for each in card.get("warnings", ())):
+        out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     out.print(f"in {first.parents[2]}; to try one: python {first.parent / 'run.py'} {first} images.npy", soft_wrap=True)
+
+
+def _latency(card: dict[str, Any], kind: str) -> str:
+    """The milliseconds with their interval below."""
+    from hwnas.report.wording import significant
+
+    value, (low, high) = card.get(f"{kind}_ms"), card.get(f"{kind}_interval_ms", (None, None))
+    if value is None:
+        return "-"
+    return significant(value) + ("" if low is None else f"\n{significant(low)}-{significant(high)}")

@@ -85,11 +85,15 @@ def predicted_ms(run: Run, arch: Arch, precision: str, in_float: Sequence[str] =
 
     What conversions between the two cost is in no table. Raises PredictorError for blocks that a table has no rows for.
     """
-    part = run.at(precision)
+    return mixed_ms(run.at(precision), run.at(run.precisions[0]), arch, in_float)
+
+
+def mixed_ms(part: Run, plain: Run, arch: Arch, in_float: Sequence[str]) -> float:
+    """As `predicted_ms`, of two runs in one precision each."""
     total = float(part.predictor.predict_ms(np.array([arch]))[0])
     if in_float:
-        plain, low = _block_ms(run.at(run.precisions[0]), arch), _block_ms(part, arch)
-        total += sum(plain[position] - low[position] for position in in_float)
+        floats, low = _block_ms(plain, arch), _block_ms(part, arch)
+        total += sum(floats[position] - low[position] for position in in_float)
     return total
 
 

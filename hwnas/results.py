@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from hwnas import __version__
+from hwnas.card import Interval
 from hwnas.carding import card_of, predicted_interval
 from hwnas.errors import PredictorError
 from hwnas.export.native import is_native, native_name
 from hwnas.export.verify import Verification
 from hwnas.latency.measure import Measured
 from hwnas.latency.worst import profile_networks
-from hwnas.precisions import Member
+from hwnas.precisions import Member, mixed_ms
 from hwnas.report.html import write_html
 from hwnas.report.summary import LATENCY_LIMIT, Candidate, NetworkRow, RunSummary, TableFacts
 from hwnas.run import Run, score_objectives, score_study, train_study
@@ -26,6 +27,7 @@ from hwnas.search.study import recorded
 from hwnas.space import Arch, format_arch, parse_arch
 from hwprof.errors import HwprofError
 from hwprof.files import write_atomic
+from hwprof.target import Target
 
 # Of the interval of a measurement, 1.96 standard errors to each side.
 MEASURED_CONFIDENCE = 0.95
@@ -41,6 +43,28 @@ def exported_file(run: Run, arch: Arch) -> Path:
     if not is_native(run.target):
         return onnx_file(run, arch)
     return run.folder / "export" / native_name(run.network_name(arch), run.target)
+
+
+def on_target(run: Run, target: Target) -> Run:
+    """The run as a recipe for the target would have it: one of the run's own precisions, or with a table of its own."""
+    if target.precision in run.precisions and run.at(target.precision).target == target:
+        return run.at(target.precision)
+    section = run.recipe.target.model_copy(update=asdict(target))
+    profile = run.recipe.profile.model_copy(update={"table": None})
+    recipe = run.recipe.model_copy(update={"target": section, "profile": profile})
+    return Run(recipe, run.recipe_text, progress=run.progress, whole=run)
+
+
+def prediction(part: Run, arch: Arch, in_float: Sequence[str], plain: Run) -> tuple[float, Interval]:
+    """Predicted ms of a network's file, and the interval; blocks at positions `in_float` take what they do in `plain`.
+
+    Raises PredictorError for blocks that a table has no rows for, HwprofError where there is no table.
+    """
+    matrix = np.array([arch])
+    whole_ms, ms = float(part.predictor.predict_ms(matrix)[0]), mixed_ms(part, plain, arch, in_float)
+    # what the prediction may be off by stays in proportion
+    low_ms, high_ms = (None if bound is None else bound * (ms / whole_ms) for bound in predicted_interval(part, matrix))
+    return ms, (low_ms, high_ms)
 
 
 def network_row(

@@ -32,6 +32,13 @@ def write_card(card: Mapping[str, Any], file: Path, beside: Sequence[Path] = ())
     return path
 
 
+def add_to_card(file: Path, facts: Mapping[str, Any]) -> None:
+    """Write what was found out later into the card beside an exported file: the older card or the new one."""
+    path = file.with_name(file.name + ".json")
+    values = {**json.loads(path.read_text(encoding="utf-8")), **facts}
+    write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
 def _digest(file: Path) -> dict[str, Any]:
     data = file.read_bytes()
     return {"file": file.name, "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ class Shared(nn.Module):
 class Supernet(nn.Module):
     """All networks of a space in one set of weights, initialised by `seed`: what `forward` and `extract` are parts of.
 
-    Raises SpaceError if the blocks at some position cannot share weights.
+    `is_chain`: whether networks are their blocks one after another. Raises SpaceError if the blocks at some position
+    cannot share weights.
     """
 
     def __init__(self, space: SearchSpace, *, seed: int = 0) -> None:
@@ -92,7 +94,11 @@ class Supernet(nn.Module):
                     ) from error
                 self.shared[_flat(position.name)] = nn.ModuleList(holders.values())
                 self._holders |= {(position.name, kind): holder for kind, holder in holders.items()}
-        self._is_chain = _is_chain(space)
+        self.is_chain = _is_chain(space)
+
+    def holders(self) -> list[list[Shared]]:
+        """The shared weights by position of the space, one of each kind of block."""
+        return [list(cast("Iterable[Shared]", kinds)) for kinds in self.shared.values()]
 
     def subnet(self, arch: Arch) -> nn.Module:
         """The network of an architecture with the supernet's weights as its own, in the supernet's mode.
@@ -121,7 +127,7 @@ class Supernet(nn.Module):
         modules = {
             position.name: self._module(position.name, block, own) for position, block in self.space.placed_blocks(arch)
         }
-        if self._is_chain:
+        if self.is_chain:
             network: nn.Module = nn.Sequential()
             network._modules.update(modules)
         else:

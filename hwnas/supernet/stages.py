@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas.errors import RecipeError
 from hwnas.space import IntMatrix, SearchSpace
@@ -37,7 +38,8 @@ class Stage:
     `free`: by kind of slot ("kernel", "depth", "expand", "other") how many of the largest options may be drawn; of
     kinds that are not named only the largest is. `subnets` random ones train in a step. `taught`: by the network that
     the first stage trained. `sandwich`: beside the random ones the largest and the smallest train, all but the largest
-    by what it says. `sort`: channels are sorted by importance before. `clip`: largest norm of a step's gradient.
+    by what it says. `sort`: channels are sorted by importance before (`sorting.py`). `clip`: largest norm of a
+    step's gradient.
     """
 
     name: str
@@ -59,13 +61,14 @@ def _progressive(options: Mapping[str, int]) -> list[Stage]:
     free = {"kernel": _ALL}
     for kind, subnets in (("depth", 2), ("expand", 4)):
         if options[kind] > 1:
-            sort, last = kind == "expand", kind == "expand" or options["expand"] == 1
+            last = kind == "expand" or options["expand"] == 1
+            sort = kind == "expand" or (last and options["other"] > 1)
             if options[kind] > 2:
                 stages.append(Stage(f"{kind} 1", 25, 0.031, {**free, kind: 2}, subnets, taught=True, sort=sort))
             free = {**free, kind: _ALL} | ({"other": _ALL} if last else {})
             stages.append(Stage(f"{kind} 2", 120, 0.092, free, subnets, taught=True, sort=sort, warmup=0.04))
     if "other" not in free and options["other"] > 1:
-        stages.append(Stage("other", 120, 0.092, {**free, "other": _ALL}, 4, taught=True, warmup=0.04))
+        stages.append(Stage("other", 120, 0.092, {**free, "other": _ALL}, 4, taught=True, sort=True, warmup=0.04))
     return stages
 
 
@@ -115,7 +118,7 @@ class StageSampler:
 
     With `latency_ms`, (n, slots) -> (n,), latencies are spread evenly instead of falling where most architectures are,
     as AttentiveNAS (arXiv 2011.09011) samples by FLOPs: a latency between the least and the largest seen is drawn, and
-    of some architectures the nearest to it taken.
+    of some architectures the nearest to it taken. `options`: by slot, the indices that are drawn.
     """
 
     def __init__(
@@ -124,11 +127,11 @@ class StageSampler:
         self._space, self._latency_ms = space, latency_ms
         free, sizes = stage.free or {}, resolution_slots(space)
         largest = largest_arch(space)
-        self._options = []
+        self.options: list[NDArray[np.int64]] = []
         for number, slot in enumerate(space.slots):
             count = _ALL if number in sizes else free.get(_kind(slot.name), 1)
             order = sorted(range(len(slot.options)), key=lambda o: (o == largest[number], _size(slot.options[o], o)))
-            self._options.append(np.array(order[::-1][:count], dtype=np.int64))
+            self.options.append(np.array(order[::-1][:count], dtype=np.int64))
         if latency_ms is not None:
             ends = np.array([largest, smallest_arch(space)])
             seen = latency_ms(np.concatenate([ends, self.uniform(_SEEN, np.random.default_rng(0))]))
@@ -136,7 +139,7 @@ class StageSampler:
 
     def uniform(self, n: int, rng: np.random.Generator) -> IntMatrix:
         """(n, slots) canonical architectures of the stage."""
-        columns = [options[rng.integers(0, len(options), size=n)] for options in self._options]
+        columns = [options[rng.integers(0, len(options), size=n)] for options in self.options]
         return self._space.canonical(np.stack(columns, axis=1))
 
     def __call__(self, n: int, rng: np.random.Generator) -> IntMatrix:

@@ -140,7 +140,7 @@ def train_supernet(
                 stand = _Stand(number)
             begun = state if stand.step else None
             if begun is None and stages[number].sort:
-                sort_channels(supernet)
+                sort_channels(supernet, stages[number - 1])
             training = _StageTraining(supernet, batches, config, stages, number, teacher, latency_ms, begun)
 
             def save(stand: _Stand, training: _StageTraining = training) -> None:

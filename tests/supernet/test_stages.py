@@ -38,6 +38,18 @@ def test_stages_without_a_choice_are_left_out(changes: dict[str, list[float]], n
     assert sum(stage.share for stage in stages) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sorts"),
+    [
+        ({"expands": [4]}, [False, False, True]),
+        ({"depths": [2], "expands": [4]}, [False, False, True]),
+        ({"expands": [4], "width_mults": [1.0]}, [False, False, False]),
+    ],
+)
+def test_channels_are_sorted_before_widths_are_freed(changes: dict[str, list[float]], sorts: list[bool]) -> None:
+    assert [stage.sort for stage in stages_of("progressive", mobile(**changes))] == sorts
+
+
 def drawn(stage: str, **changes: list[int]) -> dict[str, set[object]]:
     """The options that a stage draws, by the last part of the slots' names."""
     space = mobile(**changes)

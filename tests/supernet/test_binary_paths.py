@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from hwnas.space import SearchSpace
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
+from hwnas.spaces.resnet import ResNetSpace
 from hwnas.supernet.alphas import Alphas
 from hwnas.supernet.binary import BinaryPaths, TwoPaths
 from hwnas.supernet.mixture import Mixture, weighted
@@ -28,6 +29,11 @@ SPACES = [
         head_widths=(16, 16), num_classes=4,
     ),
     NasBench201Space(num_classes=4, channels=4, cells=1, resolution=8),
+    ResNetSpace(
+        resolutions=(8,), width_mults=(1.0,), depths=(0, 1), base_depths=(1, 1), expands=(0.25, 0.5, 1),
+        stem_widths=(8,), stem_depths=(0,), stem_stride=1, max_pool=False, stage_widths=(16, 32),
+        stage_strides=(1, 2), num_classes=4,
+    ),
 ]  # fmt: skip
 
 
@@ -77,8 +83,9 @@ def alphas_after(alphas: Alphas, gates: np.ndarray, among: np.ndarray) -> np.nda
     return gradient
 
 
-def test_no_weight_gets_a_gradient_or_a_graph_of_its_own() -> None:
-    network, alphas, x, y = made(SPACES[0])
+@pytest.mark.parametrize(("space", "other"), [(SPACES[0], 3), (SPACES[2], 2)], ids=["mobilenetv3", "resnet"])
+def test_no_weight_gets_a_gradient_or_a_graph_of_its_own(space: SearchSpace, other: int) -> None:
+    network, alphas, x, y = made(space)
     saved: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -95,7 +102,7 @@ def test_no_weight_gets_a_gradient_or_a_graph_of_its_own() -> None:
                 loss_of(network, x, y)(mixer)
         return sum(saved)
 
-    two, one = TwoPaths([0] * 4, [3] * 4), one_path([0] * 4)
+    two, one = TwoPaths([0] * 4, [other] * 4), one_path([0] * 4)
     everything = weighted(torch.from_numpy(alphas.probabilities()).float())
     assert numbers(two, freeze=True) < numbers(one, freeze=False) < 0.5 * numbers(everything, freeze=False)
     with frozen(network):

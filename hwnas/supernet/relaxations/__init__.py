@@ -13,6 +13,7 @@ from hwnas.supernet.relaxed import Relaxation
 RELAXATIONS = {
     "mobilenetv3": "hwnas.supernet.relaxations.mobilenetv3:relax_mobilenetv3",
     "nasbench201": "hwnas.supernet.relaxations.nasbench201:relax_nasbench201",
+    "resnet": "hwnas.supernet.relaxations.resnet:relax_resnet",
 }
 
 

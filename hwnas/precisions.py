@@ -6,6 +6,9 @@ by a simulation (`hwnas/export/simulate.py`); latencies are each precision's tab
 fewer bits is only offered for a network that is predicted faster in it. What samplers are told of a network is its
 accuracy as trained and the least of its latencies; the front is that of the points.
 
+Where int8 is the only precision, blocks stay in float all the same (`kept_in_float`): the front is that of the networks
+as trained, and its files are what the user gets.
+
 Assessments are in the run folder (precisions.json) as soon as they are made, so that a killed run goes on with them.
 """
 
@@ -80,6 +83,17 @@ def offered(run: Run, arch: Arch, accuracy: float, network: Callable[[], nn.Modu
     return [member for member in members if _keeps_limit(run, member)] or members[-1:]
 
 
+def kept_in_float(run: Run, member: Member, network: Callable[[], nn.Module]) -> Member:
+    """A network of a run in int8 alone, with the blocks that stay in float in its file.
+
+    One that cannot be in int8 at all is as it was: the check of its file says why. Raises what `offered` raises.
+    """
+    found = assessed(run, member.arch, member.precision, network)
+    if isinstance(found, str):
+        return member
+    return replace(member, in_float=found.in_float, within_drop=found.within_drop)
+
+
 def predicted_ms(run: Run, arch: Arch, precision: str, in_float: Sequence[str] = ()) -> float:
     """A network's latency in a precision, the blocks at some positions in the plainest one.
 
@@ -129,6 +143,8 @@ def _assess(run: Run, arch: Arch, precision: str, module: nn.Module) -> Choice:
         return images_of(run, arch, data.x_valid[part])
 
     def pays(in_float: Sequence[str]) -> bool:
+        if len(run.precisions) == 1:  # nothing plainer is offered that it would have to be faster than
+            return True
         try:
             ms = predicted_ms(run, arch, precision, in_float)
         except PredictorError:  # of a network that is not known by its blocks, no mixture is

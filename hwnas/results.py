@@ -68,15 +68,22 @@ def prediction(part: Run, arch: Arch, in_float: Sequence[str], plain: Run) -> tu
 
 
 def network_row(
-    run: Run, arch: Arch, verified: Verification, measured: Measured | str, member: Member | None = None
+    run: Run,
+    arch: Arch,
+    verified: Verification,
+    measured: Measured | str,
+    member: Member | None = None,
+    *,
+    foreseen: bool = True,
 ) -> NetworkRow:
     """The report's row of an exported network; `measured` may be the reason why it was not.
 
-    `member` is what it is on the front, if its precision is one of several.
+    `member` is what it is on the front, if its precision is one of several or some of its blocks are in float;
+    `foreseen` is False where its prediction does not know of these, so that there is no interval.
     """
     matrix = np.array([arch])
     predicted_ms = float(run.predictor.predict_ms(matrix)[0])
-    bounds = predicted_interval(run, matrix)
+    bounds = predicted_interval(run, matrix) if foreseen else (None, None)
     if member is None:
         member = Member(arch, run.target.precision, recorded(train_study(run))[arch].values[0], predicted_ms)
     # blocks in float change the prediction; what it may be off by stays in proportion

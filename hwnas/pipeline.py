@@ -52,7 +52,8 @@ def profile_stage(run: Run, *, fresh: bool = False) -> ProfileResult:
     if path.exists():
         with table_lock(path):
             move_aside(path)
-    config = SweepConfig(section.networks, section.fit, section.held_out, seed=run.recipe.seed, plan=run.plan)
+    sizes = (section.networks, section.fit, section.held_out, section.searched)
+    config = SweepConfig(*sizes, seed=run.recipe.seed, plan=run.plan)
     table = profile(run.space, run.target, run.devices, path, config, progress=run.progress)
     return ProfileResult(path, table, False)
 

@@ -48,6 +48,7 @@ head_widths = [64, 64]
 networks = 4
 fit = 8
 held_out = 9
+searched = 9
 [search]
 evaluations = 12
 trainings = 2

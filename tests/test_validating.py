@@ -39,6 +39,7 @@ head_widths = [64, 64]
 networks = 4
 fit = 8
 held_out = 9
+searched = 0
 """
 runner = CliRunner()
 

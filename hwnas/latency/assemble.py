@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hwnas import __version__
-from hwnas.latency.calibrate import calibrate
+from hwnas.latency.calibrate import Calibration, FloatVector, calibrate
 from hwnas.latency.estimate import block_features, estimate, estimate_rows
 from hwnas.latency.fusion import FusionCounts
 from hwnas.latency.index import BlockIndex
@@ -26,47 +26,75 @@ from hwprof.journal import Record
 from hwprof.table import LatencyTable, Model, Row, Validation
 
 
-def make_table(session: Session, index: BlockIndex, selection: Selection) -> LatencyTable:
-    """The table of what a session measured of the selected networks, calibrated and validated."""
-    records = session.journal.records
-    first_session = [record for record in records if record["phase"] != AGAIN]
-    anchors = list(_anchor_models(session, first_session))
+@dataclass(frozen=True)
+class Draft:
+    """What a session has measured so far, calibrated: rows by key, and the networks that were used."""
+
+    rows: dict[str, Row]
+    calibration: Calibration
+    anchors: list[Model]
+    fit: list[Model]
+    scale: float
+
+
+def draft(session: Session, index: BlockIndex, selection: Selection) -> Draft:
+    """The rows of a session's profiled networks, calibrated with those of the networks to fit that are measured."""
+    anchors = list(_anchor_models(session, _first_session(session)))
     scale = anchor_scale(anchors)
     rows, nodes = _block_rows(session, index, scale)
     rows |= estimate_rows(index, rows)
     nodes |= estimate(index, nodes)[0]
-    whole, again = session.accepted_archs(WHOLE), session.accepted_archs(AGAIN)
-
-    def measured(archs: IntMatrix, role: str) -> Iterator[Model]:
-        for arch in rows_of(archs):
-            if arch in whole:
-                second = again[arch]["ratio"] * scale if arch in again else None
-                yield Model(format_arch(arch), role, whole[arch]["ratio"] * scale, whole[arch]["spread"], second)
-
-    fit, held_out = list(measured(selection.fit, "fit")), list(measured(selection.held_out, "held-out"))
-    fusions = FusionCounts(index.space, selection.fusions)
+    fit = list(_models(session, selection.fit, "fit", scale))
     calibration = calibrate(
         np.array([rows[key].ms for key in index.keys]),
         np.array([nodes[key] for key in index.keys]),
         block_features(index.blocks),
-        index.counts(_matrix(fit)),
+        index.counts(_matrix(index, fit)),
         np.array([model.ms for model in fit]),
-        fusions(_matrix(fit)),
+        FusionCounts(index.space, selection.fusions)(_matrix(index, fit)),
     )
-    predicted_ms = calibration.predict_ms(index.counts(_matrix(held_out)), fusions(_matrix(held_out)))
+    return Draft(rows, calibration, anchors, fit, scale)
+
+
+def make_table(session: Session, index: BlockIndex, selection: Selection) -> LatencyTable:
+    """The table of what a session measured of the selected networks, calibrated and validated."""
+    found = draft(session, index, selection)
+    calibration = found.calibration
+    held_out = list(_models(session, selection.held_out, "held-out", found.scale))
+    searched = list(_models(session, selection.searched, "searched", found.scale))
+    fusions = FusionCounts(index.space, selection.fusions)
+
+    def errors(models: Sequence[Model]) -> FloatVector:
+        archs = _matrix(index, models)
+        predicted_ms = calibration.predict_ms(index.counts(archs), fusions(archs))
+        return np.abs(predicted_ms / [model.ms for model in models] - 1)
+
     return LatencyTable(
         target=session.target,
         fingerprint=session.farm.fingerprint,
-        provenance=_provenance(session, records),
+        provenance=_provenance(session, session.journal.records),
         intercept_ms=calibration.intercept_ms,
-        models=(*anchors, *fit, *held_out),
-        validation=_validate(predicted_ms, held_out),
+        models=(*found.anchors, *found.fit, *held_out, *searched),
+        validation=_validate(errors(held_out), held_out, errors(searched)),
         rows={
-            key: replace(rows[key], ms=float(ms), profiled_ms=rows[key].ms)
+            key: replace(found.rows[key], ms=float(ms), profiled_ms=found.rows[key].ms)
             for key, ms in zip(index.keys, calibration.block_ms, strict=True)
         },
         fusion_ms=dict(zip(selection.fusions, map(float, calibration.fusion_ms), strict=True)),
     )
+
+
+def _first_session(session: Session) -> list[Record]:
+    return [record for record in session.journal.records if record["phase"] != AGAIN]
+
+
+def _models(session: Session, archs: IntMatrix, role: str, scale: float) -> Iterator[Model]:
+    """Those of the networks that were measured."""
+    whole, again = session.accepted_archs(WHOLE), session.accepted_archs(AGAIN)
+    for arch in rows_of(archs):
+        if arch in whole:
+            second = again[arch]["ratio"] * scale if arch in again else None
+            yield Model(format_arch(arch), role, whole[arch]["ratio"] * scale, whole[arch]["spread"], second)
 
 
 def _block_rows(session: Session, index: BlockIndex, scale: float) -> tuple[dict[str, Row], dict[str, float]]:
@@ -87,11 +115,15 @@ def _block_rows(session: Session, index: BlockIndex, scale: float) -> tuple[dict
     )
 
 
-def _validate(predicted_ms: Any, held_out: Sequence[Model]) -> Validation:
-    measured = np.array([model.ms for model in held_out])
-    errors = np.abs(predicted_ms / measured - 1)
+def _validate(errors: FloatVector, held_out: Sequence[Model], searched: FloatVector) -> Validation:
     twice = [model.again_ms / model.ms - 1 for model in held_out if model.again_ms is not None]
-    return Validation(len(held_out), float(errors.mean()), float(errors.max()), float(np.mean(np.abs(twice))))
+    return Validation(
+        models=len(held_out),
+        mean_error=float(errors.mean()),
+        max_error=float(errors.max()),
+        noise_floor=float(np.mean(np.abs(twice))),
+        searched_error=float(searched.mean()) if len(searched) else None,
+    )
 
 
 def _anchor_models(session: Session, records: Sequence[Record]) -> Iterator[Model]:
@@ -128,5 +160,6 @@ def _provenance(session: Session, records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _matrix(models: Sequence[Model]) -> IntMatrix:
-    return np.array([parse_arch(model.name) for model in models], dtype=np.int64)
+def _matrix(index: BlockIndex, models: Sequence[Model]) -> IntMatrix:
+    archs = np.array([parse_arch(model.name) for model in models], dtype=np.int64)
+    return archs.reshape(len(models), len(index.space.slots))

@@ -21,7 +21,7 @@ from hwnas.latency.contradiction import require_consistent
 from hwnas.latency.fusion import FusionCounts
 from hwnas.latency.index import BlockIndex
 from hwnas.space import IntMatrix, SearchSpace, format_arch, parse_arch
-from hwprof.table import LatencyTable
+from hwprof.table import HELD_OUT, LatencyTable
 from hwprof.target import Plan
 
 FloatVector = NDArray[np.float64]
@@ -136,11 +136,12 @@ class TablePredictor:
                 [model.name for model in models],
                 None if validation is None else validation.max_error,
             )
-        held_out = np.array([model.role == "held-out" for model in models], dtype=bool)
+        held_out = np.array([model.role in HELD_OUT for model in models], dtype=bool)
         # A prediction is for another session than the table's, as the second one was.
         measured = np.array([model.ms if model.again_ms is None else model.again_ms for model in models])
         difficulty = self._difficulty(archs, predicted)
-        return Conformal.of(predicted[held_out], measured[held_out], difficulty[held_out])
+        kinds = [model.role for model in models if model.role in HELD_OUT]
+        return Conformal.of(predicted[held_out], measured[held_out], difficulty[held_out], kinds)
 
 
 def require_space(space: SearchSpace, table: LatencyTable) -> None:

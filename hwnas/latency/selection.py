@@ -19,7 +19,9 @@ from hwprof.target import Plan
 LEAST_PROFILED = 16
 # Anchors, and networks to fit and to validate unless the recipe says: (of a full table, of a quick one). Nine held-out
 # networks are what an interval of 90% needs.
-ANCHORS, FIT, HELD_OUT = (5, 3), (48, 16), (24, 9)
+ANCHORS, FIT, HELD_OUT, SEARCHED = (5, 3), (48, 16), (24, 9), (72, 27)
+# Searched networks are found in so many rounds; all but the last correct the table.
+ROUNDS = 3
 # Each kind of fusion is one more unknown to be learnt from the networks to fit.
 FIT_PER_FUSION = 5
 # Networks in which fusions that depend on the architecture are looked for.
@@ -31,21 +33,30 @@ class SweepConfig:
     """How much is measured.
 
     `networks` is 0 for a covering set, or the number of random networks of a quick table, whose missing rows are then
-    estimated. `fit` networks calibrate the blocks, `held_out` networks validate (None: as many as such a table needs).
-    A group of at most `group` is measured together, interleaved; a network that was refused is tried again, `attempts`
+    estimated. `fit` networks calibrate the blocks, `held_out` networks validate; of `searched` networks, chosen as a
+    search would (`rehearsal.py`), two thirds calibrate and one third validates. None: as many as such a table needs. A
+    group of at most `group` is measured together, interleaved; a network that was refused is tried again, `attempts`
     times in all.
     """
 
     networks: int = 0
     fit: int | None = None
     held_out: int | None = None
+    searched: int | None = None
     group: int = GROUP
     attempts: int = 5
     seed: int = 0
     plan: Plan = field(default_factory=Plan)
 
     def __post_init__(self) -> None:
-        for name, least in (("networks", 0), ("fit", 3), ("held_out", 2), ("group", 1), ("attempts", 1)):
+        for name, least in (
+            ("networks", 0),
+            ("fit", 3),
+            ("held_out", 2),
+            ("searched", 0),
+            ("group", 1),
+            ("attempts", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PredictorError(f"profile.{name} must be at least {least}, got {value}")
@@ -66,13 +77,23 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Selection:
-    """The networks of a profile, (n, slots) each, and the fusions that depend on the architecture."""
+    """The networks of a profile, (n, slots) each, and the fusions that depend on the architecture.
+
+    Searched ones are added once something is measured that a search can go by; `rounds` says how many each time.
+    """
 
     profiled: IntMatrix
     anchors: IntMatrix
     fit: IntMatrix
     held_out: IntMatrix
+    searched: IntMatrix
     fusions: tuple[str, ...]
+    rounds: tuple[int, ...]
+
+    @property
+    def whole(self) -> IntMatrix:
+        """(n, slots) all that are measured as a whole."""
+        return np.concatenate([self.anchors, self.fit, self.held_out, self.searched])
 
 
 def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) -> Selection:
@@ -108,4 +129,6 @@ def select_networks(space: SearchSpace, index: BlockIndex, config: SweepConfig) 
             f"{space.name} has too few networks ({len(whole)} besides the anchors) to fit and validate, "
             "or none is left to profile; enlarge the space, or profile the covering set (profile.networks = 0)"
         )
-    return Selection(profiled, anchors, whole[:fit], whole[fit:], fusions)
+    searched = SEARCHED[quick] if config.searched is None else config.searched
+    rounds = tuple(searched * (done + 1) // ROUNDS - searched * done // ROUNDS for done in range(ROUNDS))
+    return Selection(profiled, anchors, whole[:fit], whole[fit:], whole[:0], fusions, rounds)

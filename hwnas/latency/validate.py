@@ -204,7 +204,7 @@ def _coverage(measured: Sequence[NetworkResult], table: LatencyTable, nominal: f
         for network, (low, high) in zip(measured, bounds, strict=True)
         if network.measured_ms is not None and low is not None and high is not None
     ]
-    calibrated = sum(model.role == "held-out" for model in table.models)
+    calibrated = sum(model.role == "held-out" for model in table.models)  # drawn as those are that were measured
     return coverage(np.array(inside, dtype=bool), nominal, calibrated)
 
 

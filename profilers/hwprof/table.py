@@ -23,9 +23,10 @@ from hwprof.files import read_bounded, write_atomic
 from hwprof.target import Target, target_from_json, to_json
 
 SCHEMA = "hwprof-latency-table"
-VERSION = 2
-READABLE = (1, 2)  # version 1 had no fusion_ms
-ROLES = ("anchor", "fit", "held-out")
+VERSION = 3
+READABLE = (1, 2, 3)  # version 1 had no fusion_ms, version 2 no searched models
+HELD_OUT = ("held-out", "searched")
+ROLES = ("anchor", "fit", *HELD_OUT)
 ORIGINS = ("measured", "estimated", "imported")
 LARGEST = sys.float_info.max
 LARGEST_BYTES = 64 * 2**20  # some hundred times what tables have
@@ -55,8 +56,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model measured without the profiler: `role` is "anchor", "fit" or "held-out".
+    """A whole model measured without the profiler.
 
+    `role` is "anchor", "fit" (what the rows were calibrated with), "held-out" (drawn at random, and never fitted) or
+    "searched" (never fitted either, but chosen as a search would choose that has only the rows to go by).
     `ms` is on the anchors' scale; `again_ms` is the same model in a second session (None if it was not measured twice).
     """
 
@@ -72,12 +75,17 @@ class Validation:
     """How well whole models are predicted: mean and largest |predicted / measured - 1| over `models` held-out models.
 
     `noise_floor` is the mean |second session / first session - 1| of the same models: nothing predicts better.
+    `searched_error` is the mean |predicted / measured - 1| over searched models, None where there are none.
     """
 
     models: int
     mean_error: float
     max_error: float
     noise_floor: float
+    searched_error: float | None = None
+
+
+_ALWAYS = ("models", "mean_error", "max_error", "noise_floor")
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ def dump_table(table: LatencyTable) -> str:
         "provenance": table.provenance,
         "intercept_ms": table.intercept_ms,
         "fusion_ms": _rounded(table.fusion_ms),
-        "validation": None if table.validation is None else asdict(table.validation),
+        "validation": None if table.validation is None else _facts(table.validation),
     }
     lines = "\n" + ",\n".join(f" {json.dumps(key)}: {_lines(value)}" for key, value in head.items())
     models = ",\n".join("  " + json.dumps(_rounded(asdict(model))) for model in table.models)
@@ -174,6 +182,10 @@ def dump_table(table: LatencyTable) -> str:
     )
     body = f'{lines},\n "models": [\n{models}\n ],\n "rows": {{\n{rows}\n }}'
     return _sealed(body) + "\n"
+
+
+def _facts(validation: Validation) -> dict[str, Any]:
+    return {name: value for name, value in asdict(validation).items() if value is not None}
 
 
 def _lines(value: Any) -> str:
@@ -223,7 +235,7 @@ def load_table(text: str, source: str = "the table") -> LatencyTable:
     if values.get("version") not in READABLE:
         raise TableError(
             f"{source} has schema version {values.get('version')!r}, this hwprof reads "
-            f"{' and '.join(map(str, READABLE))}; profile again, or use the version of hwnas that wrote it"
+            f"{', '.join(map(str, READABLE))}; profile again, or use the version of hwnas that wrote it"
         )
     body, found, _ = text.partition(',\n "checksum": ')
     if not found or text.rstrip() != _sealed(body[1:]):
@@ -288,7 +300,9 @@ def _check_values(table: LatencyTable, source: str) -> None:
         if model.role not in ROLES:
             raise TableError(f"{source}: models[{model.name!r}].role is {model.role!r}, must be {', '.join(ROLES)}")
     if table.validation is not None:
-        counted |= {f"validation.{name}": value for name, value in asdict(table.validation).items()}
+        counted |= {f"validation.{name}": getattr(table.validation, name) for name in _ALWAYS}
+        if table.validation.searched_error is not None:
+            counted["validation.searched_error"] = table.validation.searched_error
     finite = {"intercept_ms": table.intercept_ms}
     finite |= {f"fusion_ms[{name!r}]": ms for name, ms in table.fusion_ms.items()}
     checks = [("a finite number", -math.inf, finite)]

@@ -263,7 +263,7 @@ def test_counters_that_cannot_be_read():
 def test_tables(tmp_path, target):
     """From a space to a table and its predictions, as `hwnas profile` makes it."""
     space = NasBench201Space(channels=4, cells=1, resolution=8, num_classes=5)
-    config = SweepConfig(networks=4, fit=3, held_out=2, group=9, plan=PLAN)
+    config = SweepConfig(networks=4, fit=3, held_out=2, searched=0, group=9, plan=PLAN)
     table = profile(space, target, {"local": LocalDevice()}, tmp_path / "table.json", config)
     assert table.target == target
     assert table.fingerprint[target.runtime]

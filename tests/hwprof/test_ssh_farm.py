@@ -48,7 +48,9 @@ def test_two_machines_profile_one_table_and_one_of_them_may_vanish(tmp_path: Pat
     trouble = threading.Thread(target=switch_off_and_on)
     trouble.start()
     try:
-        table = profile(space, target, make_devices(target.device), path, SweepConfig(networks=4, group=2, plan=PLAN))
+        table = profile(
+            space, target, make_devices(target.device), path, SweepConfig(networks=4, searched=0, group=2, plan=PLAN)
+        )
     finally:
         trouble.join()
         for server in servers:

@@ -9,7 +9,7 @@ from hwnas.errors import MissingRowError, PredictorError
 from hwnas.latency.fusion import FusionCounts
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import TablePredictor
-from hwnas.space import format_arch
+from hwnas.space import format_arch, unique_archs
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
 from hwprof.table import LatencyTable, Model, Row, dump_table, load_table
@@ -119,6 +119,28 @@ def test_bounds_are_the_quantiles_of_the_held_out_errors():
         assert (low, high) == (pytest.approx(exact[:1] / bound), pytest.approx(exact[:1] * bound))
     assert predictor.upper_ms(archs[:1], 0.9) == pytest.approx(exact[:1] * 1.08)  # 1 / 1.09 is no danger
     assert predictor.upper_ms(archs[:1], 0.2) == pytest.approx(exact[:1] / 1.04)
+
+
+def test_a_bound_holds_for_random_and_for_searched_networks():
+    """A search finds what is predicted too fast, so its networks have errors of their own."""
+    archs = unique_archs(SPACE.sample(40, np.random.default_rng(0)))[:18]
+    exact = TablePredictor(SPACE, TABLE).predict_ms(archs)
+
+    def upper(ratios: tuple[float, float], searched: int = 9) -> float:
+        roles = ["held-out"] * 9 + ["searched"] * searched
+        measured = exact * np.repeat(ratios, 9)
+        models = [Model(format_arch(a), role, ms, 0.0) for a, role, ms in zip(archs, roles, measured, strict=False)]
+        predictor = TablePredictor(SPACE, replace(TABLE, models=tuple(models)))
+        found = predictor.upper_ms(archs, 0.9) / predictor.predict_ms(archs)
+        low, high = predictor.interval_ms(archs)
+        np.testing.assert_allclose(high / exact, exact / low)
+        return float(found[0])
+
+    assert upper((1.01, 1.08)) == pytest.approx(1.08)
+    assert upper((1.08, 1.01)) == pytest.approx(1.08)
+    # one searched network says nothing of its kind, and is one of ten
+    assert upper((1.01, 1.08), searched=1) == pytest.approx(1.08)
+    assert upper((1.01, 1.08), searched=0) == pytest.approx(1.01)
 
 
 def test_the_second_session_is_what_counts():

@@ -50,7 +50,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 SPACE = MobileNetV3Space(**ARGUMENTS)
 PLAN = Plan(sweeps=3, max_sweeps=3, max_runs=3, visit_ms=0.5, max_standard_error=1e9, max_spread=1e9, max_drift=1e9)
-CONFIG = SweepConfig(fit=4, held_out=3, group=3, plan=PLAN)
+CONFIG = SweepConfig(fit=4, held_out=3, searched=0, group=3, plan=PLAN)
 RECIPE = """
 name = "upgraded"
 [data]

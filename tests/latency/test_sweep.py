@@ -29,7 +29,7 @@ from hwprof.client import AgentClient, Group
 from hwprof.devices.local import LocalDevice
 from hwprof.errors import DeviceError, TableError
 from hwprof.journal import Journal
-from hwprof.table import read_table
+from hwprof.table import HELD_OUT, read_table
 from hwprof.target import Plan, Target
 
 ARGUMENTS: dict[str, Any] = {
@@ -48,7 +48,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 LIMITS = {"max_standard_error": 1e9, "max_spread": 1e9, "max_drift": 1e9}
 PLAN = Plan(sweeps=3, max_sweeps=3, max_runs=3, visit_ms=0.5, **LIMITS)
-CONFIG = SweepConfig(fit=4, held_out=3, group=3, plan=PLAN)
+CONFIG = SweepConfig(fit=4, held_out=3, searched=0, group=3, plan=PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_space_too_small_to_validate_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("fit", 2), ("held_out", 1), ("group", 0), ("attempts", 0), ("networks", -1)]
+    ("field", "value"), [("fit", 2), ("held_out", 1), ("searched", -1), ("group", 0), ("attempts", 0), ("networks", -1)]
 )
 def test_a_profile_too_small_is_told(field: str, value: int) -> None:
     with pytest.raises(PredictorError, match=rf"profile\.{field} must be at least .*, got {value}"):
@@ -181,6 +181,62 @@ def test_an_interrupted_profile_measures_nothing_twice(
     profiled = Counter("-".join(map(str, arch)) for arch in selection.profiled)
     assert Counter(spy.measured) == whole + profiled
     assert spy.measured[: len(before)] == [name for _, name in before]
+
+
+SEARCHED = replace(CONFIG, searched=8)  # rounds of 2, 3 and 3
+
+
+def test_networks_that_a_search_would_choose_correct_the_table_and_validate_it(
+    space: MobileNetV3Space, tmp_path: Path, spy: Spy
+) -> None:
+    table = run(space, tmp_path, SEARCHED)
+    roles = Counter(model.role for model in table.models)
+    assert (roles["anchor"], roles["held-out"]) == (5, 3)
+    assert 4 < roles["fit"] <= 4 + 5  # several searches of so small a space can end at one network
+    assert 0 < roles["searched"] <= 3
+    assert all(model.again_ms for model in table.models if model.role in HELD_OUT)
+    assert table.validation is not None
+    assert table.validation.models == 3
+    predictor = TablePredictor(space, table)
+    searched = [model for model in table.models if model.role == "searched"]
+    predicted = predictor.predict_ms(np.array([parse_arch(model.name) for model in searched]))
+    errors = np.abs(predicted / [model.ms for model in searched] - 1)
+    assert table.validation.searched_error == pytest.approx(errors.mean(), rel=1e-3)
+    # what a round finds, the next does not look for again
+    assert max(Counter(model.name for model in table.models).values()) == 1
+    assert len(spy.measured) == len(table_networks(space)) + roles["fit"] - 4 + 2 * roles["searched"]
+
+
+@pytest.mark.parametrize("phase", ["first round", "last round", "second session"])
+def test_a_rehearsal_that_is_interrupted_measures_nothing_twice(
+    space: MobileNetV3Space, tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    config = replace(SEARCHED, group=20)  # a group each: nodes, whole networks, three rounds, the second session
+    profiled = -(-len(select_networks(space, BlockIndex(space), config).profiled) // 20)
+    stop_after = profiled + {"first round": 2, "last round": 4, "second session": 5}[phase]
+    real = Journal.append
+
+    def append(journal: Journal, record: dict[str, Any]) -> None:
+        real(journal, record)
+        if len(journal.records) == stop_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", append)
+        with pytest.raises(KeyboardInterrupt):
+            run(space, tmp_path, config)
+    before = list(spy.measured)
+    table = run(space, tmp_path, config)
+    roles = Counter(model.role for model in table.models)
+    assert len(spy.measured) == len(table_networks(space)) + roles["fit"] - 4 + 2 * roles["searched"]
+    assert spy.measured[: len(before)] == before
+
+
+def test_without_networks_of_a_search_a_table_has_none(space: MobileNetV3Space, tmp_path: Path) -> None:
+    table = run(space, tmp_path, CONFIG)
+    assert table.validation is not None
+    assert table.validation.searched_error is None
+    assert '"searched' not in (tmp_path / "table.json").read_text().split('"validation"')[1]
 
 
 HOST = """

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.peers
 
 LOOSE = {"max_standard_error": 1e9, "max_spread": 1e9, "max_drift": 1e9}
 PLAN = Plan(sweeps=3, max_sweeps=3, max_runs=3, visit_ms=0.5, **LOOSE)
-CONFIG = SweepConfig(fit=4, held_out=3, group=3, plan=PLAN)
+CONFIG = SweepConfig(fit=4, held_out=3, searched=0, group=3, plan=PLAN)
 
 
 @pytest.fixture(scope="module")

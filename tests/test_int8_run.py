@@ -21,7 +21,7 @@ from hwnas.trained import build, front_members, save_weights, weights_path
 from hwprof.table import read_table, write_table
 from hwprof.target import Target
 
-ARCH: Arch = (0, 0, 0, 0, 0, 3)
+ARCH: Arch = (0, 0, 0, 3, 0, 0)
 
 
 @pytest.fixture

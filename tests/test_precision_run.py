@@ -45,6 +45,7 @@ tables = "{folder}/tables"
 networks = 2
 fit = 3
 held_out = 9
+searched = 0
 [search]
 sampler = "random"
 trainings = 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from hwnas.card import read_card
 from hwnas.errors import PredictorError
 from hwnas.export.card import metadata_of, write_card
+from hwnas.export.folder import replaced_folder
 from hwnas.export.native import CALIBRATION, is_native, verify_native, write_native
 from hwnas.export.onnx import export_onnx, write_onnx
 from hwnas.export.sensitive import blocks_of, nodes_in_float
@@ -25,10 +27,11 @@ from hwnas.export.verify import Verification, batches_of, verify_onnx
 from hwnas.latency.measure import Measured, measure_files
 from hwnas.precisions import Member, images_of, kept_in_float
 from hwnas.report.card import write_card_page
-from hwnas.report.summary import RunSummary
+from hwnas.report.summary import NetworkRow, RunSummary
 from hwnas.results import (
     by_measurement,
     drift_warnings,
+    export_folder,
     exported_file,
     model_card,
     network_row,
@@ -43,6 +46,7 @@ from hwnas.space import Arch
 from hwnas.trained import front_members, plainest, trained_network
 from hwprof.client import AgentClient
 from hwprof.errors import HwprofError
+from hwprof.files import companions
 
 
 def export_stage(run: Run) -> RunSummary:
@@ -60,6 +64,25 @@ def export_stage(run: Run) -> RunSummary:
     lower = [member for member in front if member.precision != run.precisions[0]]
     members = list(dict.fromkeys([*(plainest(run, member.arch) for member in lower), *front]))
     members.sort(key=lambda member: member.precision != run.precisions[0])
+    # the older files stay until all new ones are there: written, checked, measured, with their cards
+    with replaced_folder(export_folder(run), keep=True) as folder:
+        rows, verified, measured = _write(run, members, unforeseen, folder, warnings)
+    kept, notes = faster_members(run, front, measured)
+    notes += [
+        f"{run.network_name(member.arch)} is predicted as if all of it were in int8: no table knows what its blocks in "
+        'float take; to compare it, profile the same recipe with precision = "fp32"'
+        for member in kept
+        if member in unforeseen
+    ]
+    warnings += notes + _beyond_budget(run, kept) + _partly_checked(run, verified) + drift_warnings(measured.values())
+    ordered, beaten = by_measurement([rows[member] for member in kept])
+    return write_summary(run, ordered, list(dict.fromkeys([*warnings, *beaten])))
+
+
+def _write(
+    run: Run, members: Sequence[Member], unforeseen: set[Member], folder: Path, warnings: list[str]
+) -> tuple[dict[Member, NetworkRow], dict[Member, Verification], dict[Member, Measured | str]]:
+    """Write, check and measure the files of the front in the folder, each with its card; what was found."""
     parts = {
         precision: [member for member in members if member.precision == precision]
         for precision in run.precisions
@@ -70,24 +93,23 @@ def export_stage(run: Run) -> RunSummary:
         for number, member in enumerate(members):
             run.progress("export and check", number, len(members))
             if member.arch not in models:
-                models[member.arch], plainly[member.arch] = _export(run, member.arch)
-            _export_native(run.at(member.precision), member)
+                models[member.arch], plainly[member.arch] = _export(run, member.arch, folder)
+            _export_native(run.at(member.precision), member, folder)
         run.progress("export and check", len(members), len(members))
         verified = {member: plainly[member.arch] for member in members}
         for precision, mine in parts.items():
             if is_native(run.at(precision).target):
                 try:
-                    verified |= _check_on_device(run.at(precision), mine)
+                    verified |= _check_on_device(run.at(precision), mine, folder)
                 except HwprofError as error:
                     warnings.append(f"the exported files were not checked on the device: {error}")
     measured: dict[Member, Measured | str] = {}
     profiled: dict[Member, dict[int, float]] = {}
     with run.timed("measure"):
         for precision, mine in parts.items():
-            found, times = _measure(run.at(precision), mine, warnings)
+            found, times = _measure(run.at(precision), mine, folder, warnings)
             measured |= found
             profiled |= times
-    kept, notes = faster_members(run, front, measured)
     rows = {
         member: network_row(
             run.at(member.precision),
@@ -96,25 +118,18 @@ def export_stage(run: Run) -> RunSummary:
             measured[member],
             member if len(run.precisions) > 1 or member.in_float or not member.within_drop else None,
             foreseen=member not in unforeseen,
+            folder=folder,
         )
         for member in members
     }
     for member in reversed(members):  # what is plainest has the last word on the ONNX file
         part = run.at(member.precision)
         card = model_card(part, rows[member], verified[member], profiled.get(member))
-        write_onnx(models[member.arch], metadata_of(card), onnx_file(run, member.arch))
-        for file in {onnx_file(run, member.arch), exported_file(part, member.arch)}:
-            path = write_card(card, file)
+        write_onnx(models[member.arch], metadata_of(card), onnx_file(run, member.arch, folder))
+        for file in {onnx_file(run, member.arch, folder), exported_file(part, member.arch, folder)}:
+            path = write_card(card, file, companions(file))
             write_card_page(read_card(path), path.with_suffix(".html"))
-    notes += [
-        f"{run.network_name(member.arch)} is predicted as if all of it were in int8: no table knows what its blocks in "
-        'float take; to compare it, profile the same recipe with precision = "fp32"'
-        for member in kept
-        if member in unforeseen
-    ]
-    warnings += notes + _beyond_budget(run, kept) + _partly_checked(run, verified) + drift_warnings(measured.values())
-    ordered, beaten = by_measurement([rows[member] for member in kept])
-    return write_summary(run, ordered, list(dict.fromkeys([*warnings, *beaten])))
+    return rows, verified, measured
 
 
 def _in_int8(run: Run, front: Sequence[Member]) -> tuple[list[Member], set[Member]]:
@@ -158,16 +173,16 @@ def faster_members(
     return list(dict.fromkeys(kept)), notes
 
 
-def _export(run: Run, arch: Arch) -> tuple[Any, Verification]:
+def _export(run: Run, arch: Arch, folder: Path) -> tuple[Any, Verification]:
     """Write the ONNX file; the ONNX model, and how it did on the test images."""
     module, shape = trained_network(run, arch), run.space.input_shape(arch)
     model = export_onnx(module, shape)
-    write_onnx(model, {}, onnx_file(run, arch))
+    write_onnx(model, {}, onnx_file(run, arch, folder))
     batches = batches_of(lambda part: images_of(run, arch, run.data.x_test[part]), run.data.y_test)
-    return model, verify_onnx(onnx_file(run, arch), module, batches)
+    return model, verify_onnx(onnx_file(run, arch, folder), module, batches)
 
 
-def _export_native(run: Run, member: Member) -> None:
+def _export_native(run: Run, member: Member, folder: Path | None = None) -> None:
     """Write the file that the target runs, where that is another one."""
     if not is_native(run.target):
         return
@@ -175,10 +190,10 @@ def _export_native(run: Run, member: Member) -> None:
     blocks = blocks_of(module, shape, run.space.positions) if member.in_float else {}
     calibration = images_of(run, member.arch, run.data.x_train[:CALIBRATION])
     in_float = nodes_in_float(blocks, member.in_float)
-    write_native(module, shape, run.target, calibration, exported_file(run, member.arch), in_float)
+    write_native(module, shape, run.target, calibration, exported_file(run, member.arch, folder), in_float)
 
 
-def _check_on_device(run: Run, members: Sequence[Member]) -> dict[Member, Verification]:
+def _check_on_device(run: Run, members: Sequence[Member], folder: Path) -> dict[Member, Verification]:
     """How the target's own files did on the test images, on the device."""
     verified = {}
     with AgentClient(run.device, run.target) as client:
@@ -190,17 +205,17 @@ def _check_on_device(run: Run, members: Sequence[Member]) -> dict[Member, Verifi
 
             module = trained_network(run, member.arch)
             verified[member] = verify_native(
-                client, exported_file(run, member.arch), module, run.target, images, run.data.y_test
+                client, exported_file(run, member.arch, folder), module, run.target, images, run.data.y_test
             )
         run.progress("check on the device", len(members), len(members))
     return verified
 
 
 def _measure(
-    run: Run, members: Sequence[Member], warnings: list[str]
+    run: Run, members: Sequence[Member], folder: Path, warnings: list[str]
 ) -> tuple[dict[Member, Measured | str], dict[Member, dict[int, float]]]:
     """Files of one precision measured, or why not; and ms of their blocks by position, of those that were profiled."""
-    files = {run.network_name(member.arch): exported_file(run, member.arch) for member in members}
+    files = {run.network_name(member.arch): exported_file(run, member.arch, folder) for member in members}
     try:
         found: dict[str, Measured | str] = {
             **measure_files(

@@ -33,16 +33,21 @@ from hwprof.target import Target
 MEASURED_CONFIDENCE = 0.95
 
 
-def onnx_file(run: Run, arch: Arch) -> Path:
-    """Where a network of the front is exported to as ONNX."""
-    return run.folder / "export" / f"{run.network_name(arch)}.onnx"
+def export_folder(run: Run) -> Path:
+    """The folder of the front's files."""
+    return run.folder / "export"
 
 
-def exported_file(run: Run, arch: Arch) -> Path:
+def onnx_file(run: Run, arch: Arch, folder: Path | None = None) -> Path:
+    """Where a network of the front is exported to as ONNX; `folder` is that of files not yet shown."""
+    return (folder or export_folder(run)) / f"{run.network_name(arch)}.onnx"
+
+
+def exported_file(run: Run, arch: Arch, folder: Path | None = None) -> Path:
     """The file that the target runs, and is measured with: the ONNX file, or one of its own beside it."""
     if not is_native(run.target):
-        return onnx_file(run, arch)
-    return run.folder / "export" / native_name(run.network_name(arch), run.target)
+        return onnx_file(run, arch, folder)
+    return (folder or export_folder(run)) / native_name(run.network_name(arch), run.target)
 
 
 def on_target(run: Run, target: Target) -> Run:
@@ -75,11 +80,13 @@ def network_row(
     member: Member | None = None,
     *,
     foreseen: bool = True,
+    folder: Path | None = None,
 ) -> NetworkRow:
     """The report's row of an exported network; `measured` may be the reason why it was not.
 
     `member` is what it is on the front, if its precision is one of several or some of its blocks are in float;
-    `foreseen` is False where its prediction does not know of these, so that there is no interval.
+    `foreseen` is False where its prediction does not know of these, so that there is no interval. The file is in the
+    `folder`, if it is not shown yet.
     """
     matrix = np.array([arch])
     predicted_ms = float(run.predictor.predict_ms(matrix)[0])
@@ -92,7 +99,7 @@ def network_row(
     found = None if isinstance(measured, str) or measured.refused else measured
     limit = run.recipe.search.latency
     blocks = run.space.blocks(arch)
-    file = exported_file(run, arch)
+    file = exported_file(run, arch, folder)
     return NetworkRow(
         name=run.label(arch),
         arch=format_arch(arch),
@@ -108,7 +115,7 @@ def network_row(
         refused=refused,
         macs=sum(block.macs for block in blocks),
         params=sum(block.params for block in blocks),
-        file=file.relative_to(run.folder).as_posix(),
+        file=exported_file(run, arch).relative_to(run.folder).as_posix(),
         size_bytes=file.stat().st_size,
         within_limit=None if found is None or limit is None else found.ms <= limit,
         precision=member.precision,

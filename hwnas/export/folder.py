@@ -21,8 +21,11 @@ _AT_FDCWD, _EXCHANGE = -100, 2  # the latter of Linux's renameat2 and of macOS's
 
 
 @contextlib.contextmanager
-def replaced_folder(final: Path) -> Iterator[Path]:
-    """An empty folder to write to; when the block ends without an error, it takes the place of `final`."""
+def replaced_folder(final: Path, *, keep: bool = False) -> Iterator[Path]:
+    """An empty folder to write to; when the block ends without an error, it takes the place of `final`.
+
+    `keep`: with what it has not and the older one has.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.old")
     if aside.exists() and not final.exists():
@@ -31,9 +34,28 @@ def replaced_folder(final: Path) -> Iterator[Path]:
         new = Path(folder) / "new"
         new.mkdir()  # the temporary folder itself is for its owner only
         yield new
+        if keep and final.exists():
+            _take_over(final, new)
         _to_disk(new)
         _put(new, final, aside)
         _to_disk(final.parent)
+
+
+def _take_over(old: Path, new: Path) -> None:
+    """Give the new folder what only the old one has. Files are linked, so that the old one stays as it is."""
+    for path in old.iterdir():
+        there = new / path.name
+        if path.is_dir():
+            shutil.copytree(path, there, symlinks=True, copy_function=_link)
+        elif not there.exists():
+            _link(path, there)
+
+
+def _link(path: str | Path, there: str | Path) -> None:
+    try:
+        os.link(path, there)
+    except OSError:  # a file system that has no links
+        shutil.copy2(path, there)
 
 
 def _put(new: Path, final: Path, aside: Path) -> None:
@@ -68,7 +90,9 @@ def _exchange(first: Path, second: Path) -> bool:
 def _to_disk(folder: Path) -> None:
     """Bring the files of a folder to disk, and its list of them, where the system lets folders be opened."""
     for path in sorted(folder.iterdir()):
-        if path.is_file():
+        if path.is_dir():
+            _to_disk(path)
+        elif path.is_file():
             _sync(path)
     if sys.platform != "win32":
         _sync(folder)

@@ -1,6 +1,7 @@
 """Replaces a folder again and again, with a fault at its first, second, ... step in the file system; a process.
 
 Prints one JSON line for each fault: how the system exchanges folders, the fault, and what is in the folder afterwards.
+Where it exchanges them in one step, what only the older folder has is kept.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Any
 
 from hwnas.export import folder
 
-EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "ctypes.dlsym")
+EVENTS = ("open", "os.link", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "ctypes.dlsym")
 
 
 def content(path: Path) -> Any:
-    return {file.name: file.read_text() for file in sorted(path.iterdir())} if path.exists() else None
+    if not path.exists():
+        return None
+    return {str(each.relative_to(path)): each.read_text() for each in sorted(path.rglob("*")) if each.is_file()}
 
 
 def fill(place: Path, text: str) -> None:
@@ -31,7 +34,14 @@ def fill(place: Path, text: str) -> None:
         (place / name).write_text(text)
 
 
-def faulty(final: Path, fault: str, step: int) -> None:
+def keep_more(place: Path) -> None:
+    """What only the older folder has, some of it in a folder of another export."""
+    (place / "older.json").write_text("kept")
+    (place / "onnx" / "net").mkdir(parents=True)
+    (place / "onnx" / "net" / "net.onnx").write_text("kept")
+
+
+def faulty(final: Path, fault: str, step: int, keep: bool) -> None:
     """Replace the folder's content in a child process, with a fault at that step."""
     seen = 0
 
@@ -46,7 +56,7 @@ def faulty(final: Path, fault: str, step: int) -> None:
 
     sys.addaudithook(hook)
     try:
-        with folder.replaced_folder(final) as new:
+        with folder.replaced_folder(final, keep=keep) as new:
             fill(new, "new")
     except OSError:
         os._exit(1)
@@ -54,16 +64,19 @@ def faulty(final: Path, fault: str, step: int) -> None:
 
 
 def tried(exchanges: bool, fault: str) -> Iterator[dict[str, Any]]:
+    keep = exchanges  # either has all steps of the other but its own
     for step in range(1, 100):
         place = Path(mkdtemp())
         final = place / "net"
         final.mkdir()
         fill(final, "old")
+        if keep:
+            keep_more(final)
         child = os.fork()
         if child == 0:
             if not exchanges:
                 folder._exchange = lambda first, second: False
-            faulty(final, fault, step)
+            faulty(final, fault, step, keep)
         _, status = os.waitpid(child, 0)
         found = content(final)
         with contextlib.suppress(ZeroDivisionError), folder.replaced_folder(final):
@@ -77,6 +90,7 @@ def tried(exchanges: bool, fault: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    os.fsync = lambda descriptor: None  # it takes most of the time, and the machine stays up
     for exchanges in (True, False):
         for fault in ("kill", "full disk"):
             for state in tried(exchanges, fault):

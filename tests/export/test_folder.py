@@ -13,6 +13,7 @@ from hwnas.export import folder
 from hwnas.export.folder import replaced_folder
 
 OLD, NEW = (dict.fromkeys(("card.json", "graph.bin", "graph.xml"), text) for text in ("old", "new"))
+KEPT = {"older.json": "kept", "onnx/net/net.onnx": "kept"}
 
 
 @pytest.fixture(scope="module")
@@ -26,33 +27,53 @@ def states() -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def chosen(states: list[dict], exchanges: bool, fault: str) -> list[dict]:
+def chosen(states: list[dict], exchanges: bool, fault: str) -> tuple[list[dict], dict, dict]:
+    """The states, and what the older and the newer content are in them."""
     found = [each for each in states if (each["exchanges"], each["fault"]) == (exchanges, fault)]
+    more = KEPT if exchanges else {}
     assert len(found) > 10
-    assert found[-1]["found"] == NEW  # the last one came to its end
-    return found
+    assert found[-1]["found"] == NEW | more  # the last one came to its end
+    return found, OLD | more, NEW | more
 
 
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
 def test_a_fault_at_any_step_leaves_the_old_files_or_the_new(states: list[dict], fault: str) -> None:
-    for state in chosen(states, True, fault):
-        assert state["found"] in (OLD, NEW)
+    found, old, new = chosen(states, True, fault)
+    for state in found:
+        assert state["found"] in (old, new)
         assert state["after"] == state["found"]
-        if fault == "full disk" and state["found"] == OLD:
+        if fault == "full disk" and state["found"] == old:
             assert state["left"] == ["net"]
 
 
 def test_without_an_exchange_a_full_disk_does_no_harm_either(states: list[dict]) -> None:
-    for state in chosen(states, False, "full disk"):
-        assert state["found"] in (OLD, NEW)
+    found, old, new = chosen(states, False, "full disk")
+    for state in found:
+        assert state["found"] in (old, new)
         assert state["after"] == state["found"]
 
 
 def test_without_an_exchange_a_kill_between_two_renames_is_mended_by_the_next_export(states: list[dict]) -> None:
-    found = chosen(states, False, "kill")
-    assert {json.dumps(state["found"]) for state in found} == {json.dumps(each) for each in (OLD, NEW, None)}
+    found, old, new = chosen(states, False, "kill")
+    assert {json.dumps(state["found"]) for state in found} == {json.dumps(each) for each in (old, new, None)}
     for state in found:
-        assert state["after"] == (state["found"] or OLD)
+        assert state["after"] == (state["found"] or old)
+
+
+def test_what_is_taken_over_is_not_what_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where files cannot be linked."""
+    final = tmp_path / "export"
+    for number, links in enumerate((True, False)):
+        if not links:
+            monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+        with replaced_folder(final, keep=True) as new:
+            (new / "net.onnx").write_text(f"new {number}")
+            (new / f"other{number}").write_text("1")
+    assert sorted(path.name for path in final.iterdir()) == ["net.onnx", "other0", "other1"]
+    assert (final / "net.onnx").read_text() == "new 1"
+    with replaced_folder(final) as new:
+        (new / "alone").touch()
+    assert [path.name for path in final.iterdir()] == ["alone"]
 
 
 def test_an_error_keeps_the_old_files_and_the_first_folder_needs_no_older_one(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hwnas.space import Option
 SCHEMA: Literal["hwnas-table-validation"] = "hwnas-table-validation"
 VERSION: Literal[1] = 1
 
-Drawn = Literal["uniform", "spread"]
+Drawn = Literal["uniform", "spread", "searched"]
 Fit = Literal["as promised", "too few inside", "wider than needed"]
 Judgement = Literal["holds", "biased", "in doubt", "does not hold", "not judged"]
 

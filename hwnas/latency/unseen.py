@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,16 +17,25 @@ from hwprof.table import LatencyTable
 ENUMERATED = 200_000
 
 
-def unseen_archs(space: SearchSpace, table: LatencyTable, n: int, seed: int) -> tuple[IntMatrix, list[Drawn]]:
+def unseen_archs(
+    space: SearchSpace,
+    table: LatencyTable,
+    n: int,
+    seed: int,
+    searched: Callable[[int, np.random.Generator, IntMatrix], IntMatrix] | None = None,
+) -> tuple[IntMatrix, list[Drawn]]:
     """(up to n, slots) networks that are none of the table's models, and how each was drawn; fewer in a small space.
 
-    Half are spread from the smallest to the largest, where searches end; half are uniform. Same seed, same networks.
-    Raises PredictorError if the table has seen every network of the space.
+    Half are spread from the smallest to the largest, half are uniform; with `searched`, which gives so many networks
+    that a search would choose, none of those excluded, a third are of each kind. Same seed, same networks. Raises
+    PredictorError if the table has seen every network of the space.
     """
     rng = np.random.default_rng([seed, 2])  # not the stream that chose the table's own networks
     known = np.array([*_known(space, table)], dtype=np.int64).reshape(-1, len(space.slots))
-    spread = distinct_archs(spread_archs(space, 10 * n, rng), n // 2, exclude=known)
-    taken = np.concatenate([known, spread])
+    chosen = known[:0] if searched is None else searched(n // 3, np.random.default_rng([seed, 6]), known)
+    taken, n = np.concatenate([known, chosen]), n - len(chosen)
+    spread = distinct_archs(spread_archs(space, 10 * n, rng), n // 2, exclude=taken)
+    taken = np.concatenate([taken, spread])
     uniform = random_archs(space, n - len(spread), rng, exclude=taken)
     if len(spread) + len(uniform) < n and space.size <= ENUMERATED:
         every = np.indices(tuple(space.cardinalities)).reshape(len(space.slots), -1).T
@@ -35,9 +44,10 @@ def unseen_archs(space: SearchSpace, table: LatencyTable, n: int, seed: int) -> 
         uniform = np.concatenate([uniform, distinct_archs(every, lacking, np.concatenate([taken, uniform]))])
     drawn: list[Drawn] = ["spread" for _ in spread]
     drawn += ["uniform" for _ in uniform]
+    drawn += ["searched" for _ in chosen]
     if not drawn:
         raise PredictorError(f"the table has seen every network of this {space.name}: none is left to validate it with")
-    return np.concatenate([spread, uniform]), drawn
+    return np.concatenate([spread, uniform, chosen]), drawn
 
 
 def _known(space: SearchSpace, table: LatencyTable) -> Iterator[Arch]:

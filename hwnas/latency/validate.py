@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from hwnas.latency.blame import block_errors, profiler_shift, suspects, systemat
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.measure import Measured
 from hwnas.latency.predict import LatencyPredictor
+from hwnas.latency.rehearsal import searched_archs
 from hwnas.latency.unseen import unseen_archs
 from hwnas.latency.unseen_session import AGAIN, FIRST, Session, ValidateConfig
 from hwnas.progress import Progress, silent
@@ -32,7 +34,7 @@ from hwnas.space import IntMatrix, SearchSpace, format_arch, parse_arch
 from hwnas.validation import SCHEMA, VERSION, Coverage, Drawn, NetworkResult, Promise, TableValidation, WorstCase
 from hwprof.devices import Device
 from hwprof.files import write_atomic
-from hwprof.table import LatencyTable
+from hwprof.table import HELD_OUT, LatencyTable
 
 FloatVector = NDArray[np.float64]
 
@@ -64,7 +66,15 @@ def validate(
             "this latency table has no anchors (imported tables have none), so nothing measured here stands on its "
             "scale; validate a table that was measured: hwnas profile RECIPE"
         )
-    archs, drawn = unseen_archs(space, table, config.networks, config.seed)
+    index = BlockIndex(space)
+    archs, drawn = unseen_archs(
+        space,
+        table,
+        config.networks,
+        config.seed,
+        # what an older table does not know of, it does not promise
+        partial(_searched, space, index, predictor) if _searched_error(table) is not None else None,
+    )
     networks, notes = _predictions(space, predictor, archs, drawn)
     if len(networks) < config.networks:
         notes.append(f"the space has only {len(networks)} networks that the table has not seen; all were taken")
@@ -74,11 +84,36 @@ def validate(
         if config.again:
             again = session.measure(AGAIN, [network for network in networks if network.measured_ms is not None])
             networks = [_with_second(network, again.get(network.arch)) for network in networks]
-        result = _result(session, networks, notes, source)
+        result = _result(session, index, networks, notes, source)
         write_atomic(folder / RESULT, result.to_json())
         publish(result)
         session.journal.delete()
     return result
+
+
+def _searched(
+    space: SearchSpace,
+    index: BlockIndex,
+    predictor: LatencyPredictor,
+    n: int,
+    rng: np.random.Generator,
+    known: IntMatrix,
+) -> IntMatrix:
+    return searched_archs(space, index, predictor.predict_ms, n, rng, exclude=known)
+
+
+def _searched_error(table: LatencyTable) -> float | None:
+    return None if table.validation is None else table.validation.searched_error
+
+
+def _promise(table: LatencyTable, networks: Sequence[NetworkResult]) -> Promise | None:
+    """What the table promises of networks drawn as these were."""
+    found = table.validation
+    if found is None:
+        return None
+    share = float(np.mean([network.drawn == "searched" for network in networks])) if networks else 0.0
+    error = (1 - share) * found.mean_error + share * (found.searched_error or 0.0)
+    return Promise(found.models, error, found.noise_floor)
 
 
 def _predictions(
@@ -136,19 +171,16 @@ def _with_second(network: NetworkResult, found: Measured | None) -> NetworkResul
     return replace(network, again_ms=None if found.refused else found.ms, again_refused=found.refused)
 
 
-def _result(session: Session, networks: Sequence[NetworkResult], notes: Sequence[str], source: str) -> TableValidation:
+def _result(
+    session: Session, index: BlockIndex, networks: Sequence[NetworkResult], notes: Sequence[str], source: str
+) -> TableValidation:
     table, config = session.table, session.config
     measured = [network for network in networks if network.measured_ms is not None]
-    promise = (
-        Promise(table.validation.models, table.validation.mean_error, table.validation.noise_floor)
-        if table.validation is not None
-        else None
-    )
+    promise = _promise(table, measured)
     predicted_ms = np.array([network.predicted_ms for network in measured])
     measured_ms = np.array([network.measured_ms for network in measured], dtype=np.float64)
     again_ms = [network.again_ms for network in measured]
     found = agreement(predicted_ms, measured_ms, again_ms, np.random.default_rng([config.seed, 3]))
-    index = BlockIndex(session.space)
     archs = np.array([parse_arch(network.arch) for network in measured], dtype=np.int64)
     archs = archs.reshape(-1, len(session.space.slots))
     systematic = systematic_errors(
@@ -204,7 +236,7 @@ def _coverage(measured: Sequence[NetworkResult], table: LatencyTable, nominal: f
         for network, (low, high) in zip(measured, bounds, strict=True)
         if network.measured_ms is not None and low is not None and high is not None
     ]
-    calibrated = sum(model.role == "held-out" for model in table.models)  # drawn as those are that were measured
+    calibrated = sum(model.role in HELD_OUT for model in table.models)
     return coverage(np.array(inside, dtype=bool), nominal, calibrated)
 
 

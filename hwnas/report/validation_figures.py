@@ -13,6 +13,7 @@ from hwnas.validation import NetworkResult, TableValidation
 MARKERS = {
     "uniform": {"symbol": "circle", "size": 9, "color": "--predicted"},
     "spread": {"symbol": "diamond", "size": 10, "color": "--measured"},
+    "searched": {"symbol": "triangle-up", "size": 10, "color": "--limit"},
 }
 
 

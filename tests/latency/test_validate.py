@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hwnas.latency.predict import TablePredictor
 from hwnas.latency.unseen import unseen_archs
 from hwnas.latency.unseen_session import AGAIN, FIRST, JOURNAL, NODES, ValidateConfig
 from hwnas.latency.validate import RESULT, validate
+from hwnas.report.validation_figures import agreement_figure
 from hwnas.space import Arch, format_arch, parse_arch
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.validation import TableValidation
@@ -157,6 +159,18 @@ def test_a_good_table_holds(world: World, tmp_path: Path) -> None:
     written = TableValidation.from_json((tmp_path / RESULT).read_text())
     assert written == result
     assert {path.name for path in tmp_path.iterdir()} - {RESULT} <= {f"{JOURNAL}.lock", f".{JOURNAL}.lock"}
+
+
+def test_a_table_that_knows_of_searched_networks_is_validated_on_such(world: World, tmp_path: Path) -> None:
+    assert TABLE.validation is not None
+    table = replace(TABLE, validation=replace(TABLE.validation, searched_error=0.04))
+    result = run(tmp_path, table=table)
+    kinds = Counter(network.drawn for network in result.networks)
+    assert kinds == {"searched": 13, "spread": 13, "uniform": 14}
+    assert set(result.by_draw) == set(kinds)
+    assert result.promise is not None
+    assert result.promise.mean_error == pytest.approx((13 * 0.04 + 27 * TABLE.validation.mean_error) / 40)
+    assert "searched networks" in str(agreement_figure(result))
 
 
 def test_a_biased_table_is_told(world: World, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,11 +28,12 @@ _SHOWN = 500
 
 @dataclass(frozen=True)
 class Transfer:
-    """Where a transfer stands: networks chosen and measured, source tables, the table if there is one.
+    """Where a transfer stands in a precision: networks chosen and measured, source tables, the table if there is one.
 
     `half_width` is the median half width of the 90% interval over random networks, a fraction.
     """
 
+    precision: str
     times: str
     networks: int
     measured: int
@@ -53,16 +54,33 @@ def transfer(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
 ) -> None:
-    """Choose a few networks to measure on a new device; once their times are filled in, predict the whole space."""
+    """Choose a few networks to measure on a new device; once their times are filled in, predict the whole space.
+
+    Of several precisions each has a folder of its own in FOLDER.
+    """
     from hwnas.recipe import load_recipe
     from hwnas.run import Run
 
     run = Run(load_recipe(recipe), recipe.read_text(encoding="utf-8"))
-    result = _transfer(run, output, shots, source)
+    several = len(run.precisions) > 1
+    results = {
+        precision: _transfer(run.at(precision), output / precision if several else output, shots, source)
+        for precision in run.precisions
+    }
     if as_json:
-        out.file.write(json.dumps(result.__dict__, indent=1) + "\n")
+        values = [asdict(result) for result in results.values()]
+        out.file.write(json.dumps(values if several else values[0], indent=1) + "\n")
         return
-    shown = Table(title="Transfer", title_justify="left")
+    for result in results.values():
+        _show(result, f"Transfer, {result.precision}" if several else "Transfer")
+    tables = [results[precision].table for precision in _as_written(run)]
+    if None not in tables:
+        named = json.dumps(tables if several else tables[0])
+        out.print(f"to search with it, say in the recipe: [profile] table = {named}", soft_wrap=True, markup=False)
+
+
+def _show(result: Transfer, title: str) -> None:
+    shown = Table(title=title, title_justify="left")
     shown.add_column("Measured networks")
     shown.add_column(f"{result.measured} of {result.networks}", overflow="fold")
     shown.add_row("source tables", "\n".join(result.sources) or "none: measure more networks")
@@ -72,12 +90,16 @@ def transfer(
     out.print(shown)
     if result.measured < result.networks:
         out.print(
-            f"next: run the model files in {output} on the device, write the milliseconds of each into {result.times}, "
-            "then run this command again",
+            f"next: run the model files in {Path(result.times).parent} on the device, write the milliseconds of each "
+            f"into {result.times}, then run this command again",
             soft_wrap=True,
         )
-    if result.table is not None:
-        out.print(f'to search with it, say in the recipe: [profile] table = "{result.table}"', soft_wrap=True)
+
+
+def _as_written(run: Run) -> list[str]:
+    """The recipe's precisions in its own order, which is that of its tables."""
+    given = run.recipe.target.precision
+    return [given] if isinstance(given, str) else given
 
 
 def _transfer(run: Run, folder: Path, shots: int, source: list[Path] | None) -> Transfer:
@@ -110,6 +132,7 @@ def _transfer(run: Run, folder: Path, shots: int, source: list[Path] | None) -> 
         half_width = _half_width(TransferPredictor(space, made, sources), run)
         write_table(made, table)
     return Transfer(
+        precision=run.target.precision,
         times=str(times),
         networks=len(known),
         measured=len(measured),
@@ -124,8 +147,10 @@ def _write_model(run: Run, arch: Arch, folder: Path) -> str:
     from hwprof.runtimes import RUNTIMES
     from hwprof.target import Target
 
-    # What only the user can run (an app, a service) may be a runtime that is not known here: it gets ONNX.
-    target = run.target if run.target.runtime in RUNTIMES else Target(batch=run.target.batch)
+    target = run.target
+    if target.runtime not in RUNTIMES:  # what only the user can run (an app, a service) gets ONNX
+        in_onnx = Target(batch=target.batch, precision=target.precision)
+        target = in_onnx if target.precision in RUNTIMES[in_onnx.runtime].precisions else Target(batch=target.batch)
     return write_arch(run.space, arch, target, folder / run.network_name(arch)).name
 
 

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
+from typer.testing import CliRunner
+
+from hwnas.cli import app
 from hwprof.table import read_table
 
 RECIPE = """
@@ -69,3 +73,25 @@ def test_a_device_is_asked_about_and_then_searched_for(tmp_path: Path) -> None:
 
     times.write_text(times.read_text().replace(",2.5", ",-1"))
     assert "line 2: -1 ms" in hwnas(tmp_path, *transfer, "10", code=1)
+
+
+def test_of_several_precisions_each_is_asked_for_and_predicted(tmp_path: Path) -> None:
+    recipe, folder = tmp_path / "phone.toml", tmp_path / "phone"
+    recipe.write_text(RECIPE.replace('runtime = "app"', 'runtime = "app"\nprecision = ["int8", "fp32"]'))
+    command = ["transfer", str(recipe), "-o", str(folder), "--shots", "2"]
+    asked = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert [(one["precision"], one["networks"], one["measured"]) for one in asked] == [("fp32", 2, 0), ("int8", 2, 0)]
+    for number, precision in enumerate(("fp32", "int8")):
+        times = folder / precision / "times.csv"
+        head, *lines = times.read_text().splitlines()
+        kinds = {node.op_type for node in onnx.load(times.parent / lines[0].split(",")[1]).graph.node}
+        assert ("QuantizeLinear" in kinds) == (precision == "int8")
+        times.write_text("\n".join([head, *(f"{line}{2.5 - number}" for line in lines)]))
+        said = CliRunner().invoke(app, command).stdout
+        tables = [str(folder / each / "table.json") for each in ("int8", "fp32")]  # as the recipe has them
+        assert (f"[profile] table = {json.dumps(tables)}" in said) == (precision == "int8"), "once all are there"
+        assert f"Transfer, {precision}" in said
+    for precision, ms in (("fp32", 2.5), ("int8", 1.5)):
+        table = read_table(folder / precision / "table.json")
+        assert table.target.precision == precision
+        assert [model.ms for model in table.models] == [ms, ms]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from hwnas.errors import RecipeError
@@ -35,6 +36,27 @@ def validate_stage(run: Run, config: ValidateConfig, folder: Path | None = None)
         progress=run.progress,
     )
     return result, folder
+
+
+def validate_each(
+    run: Run, config: ValidateConfig, folder: Path | None = None, table: Path | None = None
+) -> Iterator[tuple[str, TableValidation, Path]]:
+    """Validate the table of each of the run's precisions, the plainest first: precision, result, and its folder.
+
+    Of several precisions each has a folder of its own in the `folder`, if one is given. `table`: instead of the
+    recipe's. Raises RecipeError for one table of several precisions, and what `validate_stage` raises.
+    """
+    several = len(run.precisions) > 1
+    if table is not None and several:
+        raise RecipeError(
+            f"--table names one table, and target.precision has {', '.join(run.precisions)}: name the tables in the "
+            "recipe, [profile] table, or leave one precision there"
+        )
+    for precision in run.precisions:
+        part = run.at(precision)
+        if table is not None:
+            part.table_path = table
+        yield precision, *validate_stage(part, config, folder / precision if folder and several else folder)
 
 
 def parse_fraction(text: str) -> float:

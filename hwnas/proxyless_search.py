@@ -16,13 +16,25 @@ def search_proxyless(run: Run) -> None:
     """Search a network for every target of the recipe, and record them as trials.
 
     Targets hold for what the recipe's latency limit does: the predicted latency, or its upper bound. Raises RecipeError
-    without a target, SpaceError for a space without a relaxation, InfeasibleError if nothing keeps a target.
+    without a target, and for limits that are not kept by keeping them; SpaceError for a space without a relaxation,
+    InfeasibleError if nothing keeps a target.
     """
     section = run.recipe.supernet
     targets = section.targets or ([] if run.recipe.search.latency is None else [run.recipe.search.latency])
     if not targets:
         raise RecipeError(
             'ProxylessNAS needs a latency to end at: supernet.targets = ["1 ms", "2 ms"], or search.latency'
+        )
+    limits = run.recipe.search
+    for name in ("macs", "params", "size"):
+        if (limit := getattr(limits, name)) is not None:
+            raise RecipeError(
+                f"ProxylessNAS searches for latencies, and would not keep search.{name} = {limit:g}; leave that out, or "
+                "search by another method"
+            )
+    if limits.latency is not None and max(targets) > limits.latency:
+        raise RecipeError(
+            f"supernet.targets has {max(targets):g} ms, above the limit search.latency of {limits.latency:g} ms"
         )
     rate = {} if section.learning_rate is None else {"learning_rate": section.learning_rate}
     config = ProxylessConfig(
@@ -52,5 +64,5 @@ def search_proxyless(run: Run) -> None:
         if found.arch not in known:
             size = run.space.input_shape(found.arch)[1]
             shared = evaluate(found.network, data.x_valid, data.y_valid, data.mean, data.std, size)
-            record_subnet(run, found.arch, found.network, shared)
+            record_subnet(run, found.arch, found.network, shared, target_ms=found.target_ms)
             known = recorded(train_study(run))

@@ -272,10 +272,18 @@ class SupernetSection(Section):
     def _one_budget(self) -> SupernetSection:
         if self.method != "none" and self.trained is None and (self.epochs is None) == (self.minutes is None):
             raise ValueError("a supernet is trained for epochs or for minutes; give one of them")
-        if self.method == "proxyless" and (self.epochs is None or self.epochs != round(self.epochs) or self.trained):
-            raise ValueError("proxyless searches for a whole number of epochs, and its paths serve no other run")
-        if self.method != "proxyless" and (self.targets or self.fixed):
-            raise ValueError('targets and fixed are for method = "proxyless"')
+        if self.method == "proxyless":
+            if self.epochs is None or self.epochs != round(self.epochs):
+                raise ValueError("proxyless searches for a whole number of epochs, not for minutes")
+            if self.trained:
+                raise ValueError("proxyless takes no supernet that was trained: its paths serve no other run")
+        only = [name for name in ("sampling", "evaluations") if self.method == "proxyless"]
+        only += [name for name in ("targets", "warmup_epochs", "loss", "fixed") if self.method != "proxyless"]
+        for name in only:
+            # what is as it would be anyway may be written down
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                others = "the other methods" if self.method == "proxyless" else 'method = "proxyless"'
+                raise ValueError(f"{name} is for {others}, and would do nothing here")
         return self
 
     @property

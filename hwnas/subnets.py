@@ -17,14 +17,14 @@ from hwnas.trained import save_weights, weights_path
 from hwnas.training import child_rate, train_config
 
 
-def record_subnet(run: Run, arch: Arch, network: nn.Module, shared_accuracy: float) -> None:
+def record_subnet(run: Run, arch: Arch, network: nn.Module, shared_accuracy: float, **facts: Any) -> None:
     """Train `network` on for the recipe's `supernet.fine_tune` epochs, save its weights and record its trial.
 
-    `shared_accuracy` in percent is that with the supernet's weights, on the validation images. A training that was
-    killed goes on at its last epoch.
+    `shared_accuracy` in percent is that with the supernet's weights, on the validation images; `facts` are noted in the
+    trial, too. A training that was killed goes on at its last epoch.
     """
     epochs = run.recipe.supernet.fine_tune
-    facts: dict[str, Any] = {"shared_accuracy": shared_accuracy}
+    facts["shared_accuracy"] = shared_accuracy
     accuracy = shared_accuracy
     checkpoint = weights_path(run, arch).with_suffix(".checkpoint")
     if epochs:

@@ -13,6 +13,7 @@ they share, trained on for some epochs if the recipe says so, exported, measured
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from hwnas.search.accuracy import CANDIDATES, LEAST_ROWS, AccuracyPredictor
 from hwnas.search.accuracy_file import accuracy_from_json, accuracy_to_json
 from hwnas.search.inner import nsga2, select_spread
 from hwnas.search.pareto import nondominated
-from hwnas.search.problem import FloatMatrix, to_losses
+from hwnas.search.problem import FloatMatrix, FloatVector, to_losses
 from hwnas.search.study import recorded
 from hwnas.space import Arch, IntMatrix, format_arch, parse_arch, rows_of
 from hwnas.subnets import record_subnet
@@ -64,6 +65,9 @@ def search_supernet(run: Run) -> None:
 
     Raises InfeasibleError if nothing keeps the limits, RunError if a supernet of another run does not fit this one.
     """
+    if known_limits(run) and not (_folder(run) / WEIGHTS).exists():
+        # what cannot be kept is said before hours of training: whatever accuracies will be, here they are all the same
+        _predicted_front(run, lambda archs: np.zeros(len(archs)))
     weights = _SharedWeights(run)
     model = weights.accuracy_model()
     study = train_study(run)
@@ -150,9 +154,10 @@ class _SharedWeights:
         if len(self._known) < wanted:
             # by the first ones alone, so that a killed search goes on with the same front
             some = list(self._known)[:first]
-            new = [arch for arch in rows_of(_predicted_front(run, self._fitted(some))) if arch not in some]
+            new = [arch for arch in rows_of(_predicted_front(run, self._fitted(some).predict)) if arch not in some]
             rows = np.linspace(0, len(new) - 1, min(len(new), wanted - first)).round().astype(int)
             self._evaluate([new[row] for row in rows], wanted)
+        run.progress("evaluate subnets", len(self._known), len(self._known))  # fewer, if some came twice
         model = self._fitted(list(self._known))
         write_atomic(path, accuracy_to_json(model))
         return model
@@ -164,7 +169,6 @@ class _SharedWeights:
             self._run.progress("evaluate subnets", len(self._known), self._run.recipe.supernet.evaluations)
             self._known[arch] = self.accuracy(arch)
             self._write()
-        self._run.progress("evaluate subnets", len(self._known), self._run.recipe.supernet.evaluations)
 
     def _random(self, n: int) -> list[Arch]:
         """The ends of the space, and others that lie evenly over latency: where all are drawn alike, most are alike."""
@@ -188,8 +192,9 @@ class _SharedWeights:
         different = [key for key, value in self._of.items() if found.of.get(key) != value]
         if different:
             key = different[0]
+            theirs, ours = _differing(found.of.get(key), self._of[key])
             raise RunError(
-                f"the supernet in {self.folder} is of another {key}: {found.of.get(key)} instead of {self._of[key]}; "
+                f"the supernet in {self.folder} is of another {key}: {theirs} instead of {ours}; "
                 "give both recipes the same [space] and [data], or train one for this recipe"
             )
         return {parse_arch(name): accuracy for name, accuracy in found.accuracies.items()}
@@ -197,6 +202,14 @@ class _SharedWeights:
     def _write(self) -> None:
         named = {format_arch(arch): accuracy for arch, accuracy in self._known.items()}
         write_atomic(self.folder / "subnets.json", to_text(Subnets(self._of, named), RunError, "subnets.json"))
+
+
+def _differing(theirs: Any, ours: Any) -> tuple[Any, Any]:
+    """Of two tables only what differs; anything else as it is."""
+    if not isinstance(theirs, dict) or not isinstance(ours, dict) or theirs.get("name") != ours.get("name"):
+        return theirs, ours
+    keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+    return {key: theirs.get(key) for key in keys}, {key: ours.get(key) for key in keys}
 
 
 def _train(run: Run, net: Supernet) -> None:
@@ -227,14 +240,14 @@ def _train(run: Run, net: Supernet) -> None:
     )
 
 
-def _predicted_front(run: Run, model: AccuracyPredictor) -> IntMatrix:
+def _predicted_front(run: Run, predict: Callable[[IntMatrix], FloatVector]) -> IntMatrix:
     """(n, slots) the front of predicted accuracy and latency within the limits, fastest first."""
     limits = [(limit, quantity) for limit, quantity in known_limits(run) if limit.name != "latency"]
     accuracy, latency = train_objectives(run)
     objectives = [accuracy, *(limit for limit, _ in limits), latency]
 
     def evaluate_archs(archs: IntMatrix) -> FloatMatrix:
-        columns = [model.predict(archs), *(quantity(archs) for _, quantity in limits), run.searched_ms(archs)]
+        columns = [predict(archs), *(quantity(archs) for _, quantity in limits), run.searched_ms(archs)]
         return np.stack(columns, axis=1)
 
     found = nsga2(
@@ -251,7 +264,7 @@ def _predicted_front(run: Run, model: AccuracyPredictor) -> IntMatrix:
 
 def _front(run: Run, model: AccuracyPredictor) -> list[Arch]:
     """As many members of the front as the recipe wants networks, spread over it, none measured above the limit."""
-    front = _predicted_front(run, model)
+    front = _predicted_front(run, model.predict)
     slow: set[Arch] = set()
     while True:
         left = [arch for arch in rows_of(front) if arch not in slow]

@@ -42,11 +42,13 @@ def table(folder: Path, name: str, ms_per_mac: float, ms_per_param: float) -> st
 
 def recipe(folder: Path, name: str, table_path: str, supernet: str, *, search: str = "", seed: int = 0) -> str:
     space = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SPACE.items())
+    if "proxyless" not in supernet:
+        supernet = f"evaluations = 20\n{supernet}"
     return (
         f'name = "{name}"\nseed = {seed}\nruns = "{(folder / "runs").as_posix()}"\n'
         f'[data]\nsource = "digits"\nvalid_fraction = 0.7\n[space]\nname = "mobilenetv3"\n{space}\n'
         f'[profile]\ntable = "{table_path}"\n[search]\ntrainings = 3\n{search}\n'
-        f'[train]\nepochs = 2\nbatch_size = 64\ndevice = "cpu"\nthreads = 1\n[supernet]\nevaluations = 20\n{supernet}\n'
+        f'[train]\nepochs = 2\nbatch_size = 64\ndevice = "cpu"\nthreads = 1\n[supernet]\n{supernet}\n'
     )
 
 
@@ -184,12 +186,33 @@ def test_members_are_trained_on_as_the_recipe_says(first: Run, folder: Path) -> 
         ('method = "ofa"\nepochs = 1', "supernet.method = 'ofa'"),
         ("evaluation = 3", "did you mean evaluations"),
         ('method = "proxyless"\nepochs = 1.5', "whole number of epochs"),
-        ('method = "sandwich"\nepochs = 1\ntargets = ["1 ms"]', "are for method"),
+        ('method = "proxyless"\nminutes = 1', "not for minutes"),
+        ('method = "proxyless"\nepochs = 1\ntrained = "x"', "no supernet that was trained"),
+        ('method = "proxyless"\nepochs = 1\nsampling = "latency"', "sampling is for the other methods"),
+        ('method = "sandwich"\nepochs = 1\ntargets = ["1 ms"]', "targets is for method"),
+        ('method = "sandwich"\nepochs = 1\nloss = "multiply"', "loss is for method"),
+        ('trained = "x"\nwarmup_epochs = 1', "warmup_epochs is for method"),
     ],
 )
 def test_keys_that_cannot_be_used_are_said(keys: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         parse_recipe(f'name = "x"\n[supernet]\n{keys}\n')
+
+
+def test_what_does_nothing_but_is_as_it_would_be_may_be_written_down() -> None:
+    keys = 'method = "sandwich"\nepochs = 1\nloss = "add"\nwarmup_epochs = 10\ntargets = []'
+    assert parse_recipe(f'name = "x"\n[supernet]\n{keys}\n').supernet.loss == "add"
+
+
+def test_a_limit_that_nothing_keeps_is_said_before_a_supernet_is_trained(
+    first: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwnas.supernets.train_supernet", None)
+    keys, table_path = 'method = "sandwich"\nepochs = 1', first.table_path.as_posix()
+    with pytest.raises(InfeasibleError, match="attainable"):
+        search_stage(run_of(recipe(folder, "early", table_path, keys, search='latency = "1 us"')))
+    with pytest.raises(TypeError):  # this one can be kept, and would be trained
+        search_stage(run_of(recipe(folder, "late", table_path, keys, search='latency = "1 s"')))
 
 
 def test_proxylessnas_gives_a_network_for_every_target(first: Run, folder: Path) -> None:
@@ -206,9 +229,20 @@ def test_proxylessnas_gives_a_network_for_every_target(first: Run, folder: Path)
         assert 0.95 * target <= trial.values[1] <= target
         assert trial.user_attrs["epochs"] == 1
         assert "shared_accuracy" in trial.user_attrs
+        assert trial.user_attrs["target_ms"] == target
 
 
 def test_proxylessnas_without_a_target_is_said(first: Run, folder: Path) -> None:
     keys = 'method = "proxyless"\nepochs = 1'
     with pytest.raises(RecipeError, match="needs a latency to end at"):
         search_stage(run_of(recipe(folder, "targetless", first.table_path.as_posix(), keys)))
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [('params = "3 k"', r"would not keep search\.params = 3000"), ('latency = "0.1 ms"', "has 0.2 ms, above")],
+)
+def test_proxylessnas_says_which_limits_it_would_not_keep(first: Run, folder: Path, limit: str, said: str) -> None:
+    keys = 'method = "proxyless"\nepochs = 1\ntargets = ["0.1 ms", "0.2 ms"]'
+    with pytest.raises(RecipeError, match=said):
+        search_stage(run_of(recipe(folder, f"limited_{limit[:3]}", first.table_path.as_posix(), keys, search=limit)))

@@ -46,6 +46,9 @@ def fixed_options(space: SearchSpace, slots: tuple[int, ...], fixed: Mapping[str
         options = space.slots[slot].options
         option = fixed.get(name, options[0]) if len(options) == 1 else fixed.get(name)
         if option not in options:
-            raise SpaceError(f"a relaxation of {space.name} needs one {name} of {options}, got {option!r}: fix it")
+            raise SpaceError(
+                f"a relaxation of {space.name} needs one {name} of {options}, got {option!r}; choose one, such as "
+                f"supernet.fixed = {{ {name} = {options[-1]} }}"
+            )
         found[slot] = options.index(option)
     return found

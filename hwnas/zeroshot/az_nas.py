@@ -90,11 +90,11 @@ def entropy(features: Tensor) -> float:
 
     Raises DegenerateNetworkError if they are constant or not finite.
     """
-    rows = features.transpose(0, 1).flatten(1).float()
-    rows = rows - rows.mean(dim=1, keepdim=True)
+    rows = features.movedim(1, -1).flatten(0, -2).float()  # no copy, where channels are last in memory
+    rows = rows - rows.mean(dim=0)
     # of more channels than pixels the covariance has the eigenvalues of the smaller matrix, and zeros
-    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
-    covariance = (gram / rows.shape[1]).double()
+    gram = rows.T @ rows if rows.shape[1] <= rows.shape[0] else rows @ rows.T
+    covariance = (gram / rows.shape[0]).double()
     total = float(covariance.trace())
     if not 0 < total < float("inf"):  # also true of NaN
         raise DegenerateNetworkError(f"the features of a block have the variance {total}: the network is dead")
@@ -109,8 +109,8 @@ def keeps_norm(singular_value: float) -> float:
 
 def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """-1 or 1 in the shape, type and place of a tensor."""
-    drawn = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
-    return (drawn * 2 - 1).to(like.device, like.dtype)
+    drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+    return torch.empty_like(like).copy_(drawn).mul_(2).sub_(1)
 
 
 def _largest_singular_value(back: Tensor, vector: Tensor) -> float:

@@ -64,7 +64,9 @@ class ActivationCodes(Observer[Codes]):
 
 def add_agreements(kernel: Tensor, active: Tensor) -> Tensor:
     """Add to (n, n) in how many units two rows of (n, ...) bool agree, exactly; gives the packed (units, words)."""
-    codes = active.flatten(1)
+    # units in the order in memory: to reorder them would take longer
+    last = active.dim() == 4 and active.is_contiguous(memory_format=torch.channels_last)
+    codes = (active.movedim(1, -1) if last else active).flatten(1)
     n = len(codes)
     powers = torch.zeros(-(-n // _WORD_BITS), n, device=codes.device)
     for image in range(n):

@@ -8,7 +8,7 @@ statistics of the batch.
 
 Through these statistics every image's logits depend on every image, so that n gradients are n full backward passes,
 and no cheaper: the slowest score here. Vectorising the passes (`is_grads_batched`) was not faster on a CPU, where the
-time is in the convolutions. Deviation: a kernel that is singular in float32 (two equal images, a dead network) is a
+time is in the convolutions, which are near what the processor can do. Deviation: a kernel that is singular in float32 (two equal images, a dead network) is a
 reason; the authors divide by its rounding noise.
 """
 
@@ -27,7 +27,11 @@ def score(probe: Probe) -> float:
 
     Needs memory for n gradients of all weights. Raises DegenerateNetworkError where the kernel is singular.
     """
-    return -condition_number(tangent_kernel(probe.module, probe.images))
+    return -condition_number(probe.shared(_kernel))
+
+
+def _kernel(probe: Probe) -> Tensor:
+    return tangent_kernel(probe.module, probe.images)
 
 
 def condition_number(kernel: Tensor) -> float:
@@ -60,9 +64,14 @@ def tangent_kernel(module: nn.Module, images: Tensor) -> Tensor:
             logits = module(images).flatten(1).sum(1)
         if not logits.requires_grad:
             raise DegenerateNetworkError("the output does not depend on the weights")
-        rows = []
-        for logit in logits:
+        jacobian = weights[0].new_empty(len(images), sum(weight.numel() for weight in weights))
+        for row, logit in zip(jacobian, logits, strict=True):
             gradients = torch.autograd.grad(logit, weights, retain_graph=True, materialize_grads=True)
-            rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
-    jacobian = torch.stack(rows)
+            # in the order in memory, which is the same for all images: to reorder takes longer
+            torch.cat([_in_memory_order(gradient) for gradient in gradients], out=row)
     return (jacobian @ jacobian.T).double()
+
+
+def _in_memory_order(gradient: Tensor) -> Tensor:
+    last = gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
+    return gradient.movedim(1, -1).flatten() if last else gradient.flatten()

@@ -42,11 +42,15 @@ def score(probe: Probe) -> float:
     Raises DegenerateNetworkError if all deciles are 0: the output does not depend on the weights, or more images or
     classes are needed.
     """
+    information = probe.shared(_information)
+    return len(information) + decile_entropy(information)
+
+
+def _information(probe: Probe) -> Tensor:
     generator = probe.generator()
     with preserved(probe.module, weights=True):
         draw_kaiming_weights(probe.module, generator)
-        information = fisher_information(probe.module, normal_like(probe.images, generator), generator)
-    return len(information) + decile_entropy(information)
+        return fisher_information(probe.module, normal_like(probe.images, generator), generator)
 
 
 def decile_entropy(information: Tensor) -> float:

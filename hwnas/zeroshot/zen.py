@@ -14,6 +14,7 @@ network classes can do; we score the network as it is. Compare residual networks
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,11 +36,15 @@ def score(probe: Probe, *, variant: Variant = "paper", repeats: int = 1, alpha: 
     Of the images only shape, type and device are used. Takes two forwards a repeat.
     Raises DegenerateNetworkError for a network whose features do not depend on its input.
     """
+    return probe.shared(partial(_score, variant=variant, repeats=repeats, alpha=alpha))
+
+
+def _score(probe: Probe, *, variant: Variant, repeats: int, alpha: float) -> float:
     values, module, generator = [], probe.module, probe.generator()
     with preserved(module, weights=True):
         for _ in range(repeats):
             draw_gaussian_weights(module, generator)
-            inputs, noise = normal_like(probe.images, generator), normal_like(probe.images, generator)
+            inputs, noise = (normal_like(probe.images, generator) for _ in range(2))
             values.append(zen_score(module, inputs, noise, variant=variant, alpha=alpha))
     return math.fsum(values) / repeats
 

@@ -18,6 +18,10 @@ from hwnas.zeroshot.probe import Probe
 
 def score(probe: Probe) -> float:
     """ZiCo of the halves of the batch. Needs labels. Raises DegenerateNetworkError with fewer than four images."""
+    return probe.shared(_score)
+
+
+def _score(probe: Probe) -> float:
     every_image = probe.images
     if len(every_image) < 4:
         raise DegenerateNetworkError(f"each half of the batch needs two images, but there are {len(every_image)}")

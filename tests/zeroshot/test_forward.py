@@ -259,3 +259,39 @@ def test_what_does_not_depend_on_the_images_is_a_reason():
     assert "does not see it" in results["jacob_cov"].reason
     assert results["near"].value > 1
     assert results["meco"].value > 0
+
+
+# channels last
+
+
+class Views(nn.Module):
+    """Works with contiguous maps only."""
+
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+def test_networks_that_cannot_have_channels_last_are_given_images_as_they_came():
+    def net(flatten):
+        torch.manual_seed(0)
+        body = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, 2), nn.ReLU()]
+        return nn.Sequential(*body, flatten, nn.Linear(36, 4))
+
+    images, labels = torch.randn(6, 3, 9, 9), torch.arange(6) % 4
+    found = compute_scores(SCORES, net(Views()), images, labels)
+    expected = compute_scores(SCORES, net(nn.Flatten()), images, labels)
+    for name, result in expected.items():
+        assert result.value is not None, name
+        assert found[name].value == pytest.approx(result.value, rel=0.05 if name == "ntk" else 1e-3, abs=1e-6), name
+        (alone,) = compute_scores([name], net(Views()), images, labels).values()
+        assert alone.value == found[name].value, name
+
+
+def test_the_error_of_the_images_as_they_came_is_told():
+    class Complains(nn.Module):
+        def forward(self, x):
+            raise RuntimeError(f"contiguous: {x.is_contiguous()}")
+
+    for name in ("naswot", "zen", "macs", "ntk"):
+        with pytest.raises(RuntimeError, match="contiguous: True"):
+            compute_scores([name], nn.Sequential(Complains(), nn.Linear(4, 4)), torch.rand(2, 3, 4, 4))

@@ -57,6 +57,7 @@ def test_zico_as_published(tinynet, images, labels, arrays, published):
 
 
 def test_zico_takes_the_halves_of_the_batch(tinynet, images, labels):
+    images = Probe(tinynet(), images).images  # with channels last, on a CPU
     halves = zico(tinynet(), images[:8], labels[:8], images[8:], labels[8:])
     assert score("zico", tinynet(), images, labels) == halves
 

@@ -89,6 +89,7 @@ def test_depends_on_the_seed_and_on_the_architecture_alone(tinynet, images):
 
 def test_repeats_average_single_draws(tinynet, images):
     net, draws = tinynet(), generator(3)
+    images = Probe(net, images).images  # with channels last, on a CPU
     single = []
     for _ in range(3):
         draw_gaussian_weights(net, draws)

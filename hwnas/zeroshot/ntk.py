@@ -8,7 +8,7 @@ statistics of the batch.
 
 Through these statistics every image's logits depend on every image, so that n gradients are n full backward passes,
 and no cheaper: the slowest score here. Vectorising the passes (`is_grads_batched`) was not faster on a CPU, where the
-time is in the convolutions, which are near what the processor can do. Deviation: a kernel that is singular in float32 (two equal images, a dead network) is a
+time is in the convolutions. Deviation: a kernel that is singular in float32 (two equal images, a dead network) is a
 reason; the authors divide by its rounding noise.
 """
 

@@ -29,8 +29,8 @@ def search_proxyless(run: Run) -> None:
     for name in ("macs", "params", "size"):
         if (limit := getattr(limits, name)) is not None:
             raise RecipeError(
-                f"ProxylessNAS searches for latencies, and would not keep search.{name} = {limit:g}; leave that out, or "
-                "search by another method"
+                f"ProxylessNAS searches for latencies, and would not keep search.{name} = {limit:g}; leave that out, "
+                "or search by another method"
             )
     if limits.latency is not None and max(targets) > limits.latency:
         raise RecipeError(

@@ -13,6 +13,7 @@ from hwnas.errors import DataError
 from hwnas.supernet.batches import StepBatches
 from hwnas.supernet.images import SupernetImages
 from hwnas.train.data import ImageData
+from hwnas.train.distributed import Ranks
 from hwnas.train.policies import Policy
 
 
@@ -95,3 +96,23 @@ def test_an_epoch_has_every_image_once() -> None:
 def test_policies_of_colours_need_colours() -> None:
     with pytest.raises(DataError, match="2 channels"):
         batches(squares(channels=2), augment="randaugment")
+
+
+@pytest.mark.parametrize("settings", [{}, {"augment": "randaugment", "mix": "cutmix"}, {"mix": "mixup"}], ids=str)
+def test_processes_share_a_batch(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = batches(noise(), **settings).batch(0, 1)
+    labels, shares = [], []
+    inputs: dict[int, list[Tensor]] = {8: [], 12: []}
+    for index in range(3):
+        for module in ("hwnas.train.distributed", "hwnas.supernet.batches"):
+            monkeypatch.setattr(f"{module}.ranks", lambda index=index: Ranks(index, 3))
+        mine = batches(noise(), **settings).batch(0, 1)
+        labels.append(mine.labels)
+        shares.append(mine.part)
+        for size, found in inputs.items():
+            found.append(mine.inputs(size))
+    monkeypatch.undo()
+    assert sum(shares) == pytest.approx(1)
+    assert torch.equal(torch.cat(labels), whole.labels)
+    for size, found in inputs.items():
+        torch.testing.assert_close(torch.cat(found), whole.inputs(size))

@@ -81,4 +81,4 @@ class TwoPaths:
 
     def _record(self, edge: int, difference: Tensor, gradient: Tensor) -> None:
         self.edges.append(edge)
-        self._products.append((gradient * difference).sum())
+        self._products.append((gradient * difference).sum(dtype=torch.float32))  # what is multiplied may be bfloat16

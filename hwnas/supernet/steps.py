@@ -2,7 +2,7 @@
 
 A step of the weights is one of SGD on training images; a step of the architecture is one of the parameters on
 validation images, with frozen weights. Weights that a step does not compute have no gradient, and the optimiser leaves
-them and their momentum alone.
+them and their momentum alone. Both compute in bfloat16 where the device has it; weights and parameters stay in float.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from hwnas.supernet.latency_loss import (
 from hwnas.supernet.reinforce import reinforce
 from hwnas.supernet.relaxed import Mixer, Relaxation, RelaxedNetwork, one_path
 from hwnas.supernet.strategy import Strategy
+from hwnas.train.device import mixed_precision
 from hwnas.train.schedule import build_optimizer
 
 
@@ -53,10 +54,15 @@ def weight_step(
 ) -> Tensor:
     """One step of the weights that the mixer computes; the loss, without axes."""
     optimizer.zero_grad()
-    loss = cross_entropy(network(images, mixer), labels, label_smoothing=label_smoothing)
+    with _precision(images.device):
+        loss = cross_entropy(network(images, mixer), labels, label_smoothing=label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
+
+
+def _precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device))
 
 
 @contextmanager
@@ -101,13 +107,18 @@ class Goal:
         """One step of the architecture parameters; the loss before it (for REINFORCE: less the mean reward)."""
         expected_ms = costs.expected_ms(alphas.probabilities())
         pressure = adapted(self.pressure, expected_ms, self.target_ms, self.pressure_rate, FORESIGHT)
+
+        def loss_of(mixer: Mixer) -> Tensor:
+            with _precision(images.device):
+                return cross_entropy(network(images, mixer), labels)
+
         with frozen(network):
             if self.form == "reinforce":
                 reward_of = self._reward(network, images, labels, pressure)
                 found, self.baseline = reinforce(reward_of, alphas, rng, self.samples, self.baseline)
                 loss, gates = found.loss, found.gates
             else:
-                found = strategy.gate_gradient(lambda mixer: cross_entropy(network(images, mixer), labels), alphas, rng)
+                found = strategy.gate_gradient(loss_of, alphas, rng)
                 pull = DIFFERENTIABLE[self.form](found.loss, expected_ms, self.target_ms, pressure)
                 # The gradient of the expected latency in a gate is the cost of its option.
                 loss, gates = pull.loss, pull.by_cross_entropy * found.gates + pull.by_ms * costs.costs_ms
@@ -119,7 +130,7 @@ class Goal:
         self, network: RelaxedNetwork, images: Tensor, labels: Tensor, pressure: float
     ) -> Callable[[Sequence[int]], float]:
         def reward_of(choices: Sequence[int]) -> float:
-            with torch.no_grad():
+            with torch.no_grad(), _precision(images.device):
                 right = network(images, one_path(choices)).argmax(1) == labels
             (ms,) = checked_ms(self.predict_ms, self.relaxation.archs(np.array([choices], dtype=np.int64)))
             return reward(float(right.float().mean()), float(ms), self.target_ms, pressure)

@@ -16,11 +16,13 @@ from hwnas.spaces.nasbench201 import NasBench201Space
 from hwnas.spaces.resnet import ResNetSpace
 from hwnas.supernet.alphas import Alphas
 from hwnas.supernet.binary import BinaryPaths, TwoPaths
+from hwnas.supernet.latency_loss import Form, edge_costs
 from hwnas.supernet.mixture import Mixture, weighted
 from hwnas.supernet.reinforce import reinforce
 from hwnas.supernet.relaxations import relax
 from hwnas.supernet.relaxed import Mixer, RelaxedNetwork, one_path
-from hwnas.supernet.steps import frozen, weight_step, weights_optimizer
+from hwnas.supernet.steps import Goal, frozen, weight_step, weights_optimizer
+from hwnas.supernet.strategy import make_strategy
 
 SPACES = [
     MobileNetV3Space(
@@ -217,6 +219,41 @@ def test_reinforce_makes_rewarded_options_likely() -> None:
     alphas, draws = Alphas([2], 0.1), np.random.default_rng(1)
     found, _ = reinforce(lambda choices: float(choices[0]), alphas, draws, 4000, None)
     assert alphas_after(alphas, found.gates, found.among)[0, 1] == pytest.approx(-0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("form", ["add", "reinforce"])
+def test_steps_compute_in_bfloat16_where_the_device_has_it(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, alphas, x, y = made(SPACES[0])
+    relaxation = relax(SPACES[0])
+    goal = Goal(relaxation, lambda archs: 1.0 + archs.sum(axis=1), 5.0, form, 0.1, samples=2)
+    costs = edge_costs(relaxation, goal.predict_ms, alphas, np.random.default_rng(0), samples=1)
+    seen: set[torch.dtype] = set()
+    network.body.get_submodule("stem").register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    for wanted in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr("hwnas.supernet.steps.mixed_precision", lambda device: wanted == torch.bfloat16)  # noqa: B023
+        seen.clear()
+        optimizer = weights_optimizer(network, 1e-3, torch.device("cpu"))
+        loss = weight_step(network, optimizer, one_path([0, 4, 3, 4]), x, y)
+        goal.step(network, make_strategy("binary"), alphas, costs, x, y, np.random.default_rng(0))
+        assert seen == {wanted}
+        assert loss.dtype == torch.float32
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+        assert np.isfinite(alphas.values[alphas.exists]).all()
+
+
+def test_gate_gradients_in_bfloat16_are_those_in_float_but_for_rounding() -> None:
+    network, alphas, x, y = made(SPACES[0])
+
+    def loss(mixer: Mixer) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return cross_entropy(network(x, mixer), y)
+
+    with frozen(network):
+        exact, rounded = (
+            BinaryPaths().gate_gradient(each, alphas, np.random.default_rng(0)).gates
+            for each in (loss_of(network, x, y), loss)
+        )
+    assert 0 < np.abs(exact - rounded).max() < 0.1 * np.abs(exact).max()
 
 
 class Counting(nn.Module):

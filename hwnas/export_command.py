@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,6 +133,8 @@ def show(cards: list[dict[str, Any]]) -> None:
             out.print(Text(f"NOT DEPLOYABLE: {name}: {card['not_deployable']}", style="bold red"), soft_wrap=True)
         if beside := card.get("outside_interval"):
             out.print(Text(f"warning: {name} is {outside(beside)}", style="yellow"), soft_wrap=True)
+    for warning in _no_gain(cards):
+        out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     for key, said in (
         ("not_checked", "written, but not checked"),
         ("not_measured", "written, but not measured"),
@@ -142,6 +145,17 @@ def show(cards: list[dict[str, Any]]) -> None:
     for warning in dict.fromkeys(each for card in cards for each in card.get("warnings", ())):
         out.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     out.print(f"in {first.parents[2]}; to try one: python {first.parent / 'run.py'} {first} images.npy", soft_wrap=True)
+
+
+def _no_gain(cards: list[dict[str, Any]]) -> Iterator[str]:
+    """What to say of files of fewer bits that were measured to be no faster than the network's in fp32."""
+    measured = [card for card in cards if card.get("measured_ms") is not None]
+    plain = {(card["name"], card["format"]): card for card in measured if card["precision"] == "fp32"}
+    for card in measured:
+        other = plain.get((card["name"], card["format"]), card)
+        if card is not other and card["measured_ms"] >= other["measured_ms"]:
+            both = f"{card['measured_ms']:.4g} ms, and {other['measured_ms']:.4g} ms in fp32"
+            yield f"{Path(card['path']).name} takes {both}: {card['precision']} gains nothing here"
 
 
 def _latency(card: dict[str, Any], kind: str) -> str:

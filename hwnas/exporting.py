@@ -32,6 +32,7 @@ from hwnas.results import (
     by_measurement,
     drift_warnings,
     export_folder,
+    export_lock,
     exported_file,
     model_card,
     network_row,
@@ -53,7 +54,7 @@ def export_stage(run: Run) -> RunSummary:
     """Export the front, check the files, measure them again on the target, and write summary and report.
 
     Of several precisions, a network of fewer bits is measured beside its file in the plainest, and only offered if it
-    is faster.
+    is faster. Raises BusyError while another process exports the run.
     """
     run.open_folder()
     warnings: list[str] = []
@@ -65,7 +66,7 @@ def export_stage(run: Run) -> RunSummary:
     members = list(dict.fromkeys([*(plainest(run, member.arch) for member in lower), *front]))
     members.sort(key=lambda member: member.precision != run.precisions[0])
     # the older files stay until all new ones are there: written, checked, measured, with their cards
-    with replaced_folder(export_folder(run), keep=True) as folder:
+    with export_lock(run), replaced_folder(export_folder(run), keep=True) as folder:
         rows, verified, measured = _write(run, members, unforeseen, folder, warnings)
     kept, notes = faster_members(run, front, measured)
     notes += [

@@ -27,6 +27,7 @@ from hwnas.search.study import recorded
 from hwnas.space import Arch, format_arch, parse_arch
 from hwprof.errors import HwprofError
 from hwprof.files import write_atomic
+from hwprof.lock import Lock
 from hwprof.target import Target
 
 # Of the interval of a measurement, 1.96 standard errors to each side.
@@ -36,6 +37,15 @@ MEASURED_CONFIDENCE = 0.95
 def export_folder(run: Run) -> Path:
     """The folder of the front's files."""
     return run.folder / "export"
+
+
+def export_lock(run: Run) -> Lock:
+    """One export of a run at a time: a folder that is replaced would lose what another writes to it meanwhile.
+
+    Raises BusyError while another process exports.
+    """
+    advice = "it exports the same run: wait until it ends, or end it, then run this again"
+    return Lock(run.folder / "export.lock", advice)
 
 
 def onnx_file(run: Run, arch: Arch, folder: Path | None = None) -> Path:

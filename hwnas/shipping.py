@@ -11,7 +11,8 @@ and compared with nothing. A normalisation inside a file is in the measurement a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from hwnas.export.ship import Split, check_here, ship
 from hwnas.export.verify import Verification
 from hwnas.latency.measure import GROUP, STANDARD_ERRORS, Measured, measure_files, measure_group, split_evenly
 from hwnas.report.deployable import beside_interval, judge
-from hwnas.results import MEASURED_CONFIDENCE, drift_warnings, network_card, on_target, prediction
+from hwnas.results import MEASURED_CONFIDENCE, drift_warnings, export_lock, network_card, on_target, prediction
 from hwnas.run import Run, train_study
 from hwnas.search.study import recorded
 from hwnas.space import Arch, Position
@@ -77,7 +78,7 @@ def ship_networks(run: Run, wanted: Wanted) -> list[dict[str, Any]]:
     """Write, check, show and measure all that is wanted; the cards, with `path` and `size_bytes` of each file.
 
     Raises ExportError for a format or a precision that is not there, before anything is written, and what `ship`
-    raises; RunError for a network that was not trained.
+    raises; RunError for a network that was not trained, BusyError while another process exports the run.
     """
     run.open_folder()
     exporters = [make_exporter(name) for name in wanted.formats]
@@ -90,6 +91,11 @@ def ship_networks(run: Run, wanted: Wanted) -> list[dict[str, Any]]:
         for exporter in exporters
         for precision in wanted.precisions
     ]
+    with nullcontext() if wanted.folder else export_lock(run):
+        return _ship_all(run, wanted, jobs)
+
+
+def _ship_all(run: Run, wanted: Wanted, jobs: Sequence[tuple[Arch, Exporter, str]]) -> list[dict[str, Any]]:
     shipped = []
     for number, (arch, exporter, precision) in enumerate(jobs):
         run.progress("export and check", number, len(jobs))

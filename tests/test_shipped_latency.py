@@ -174,7 +174,9 @@ def test_without_a_table_files_are_measured_alone(
     assert "warning: compared with no prediction: measured as the device runs now" in capsys.readouterr().out
 
 
-def test_another_precision_has_the_table_that_a_recipe_for_it_would_have(device: Device, tmp_path: Path) -> None:
+def test_another_precision_has_the_table_that_a_recipe_for_it_would_have(
+    device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_in(device, tmp_path)
     part = on_target(run, Target(precision="fp16"))
     put_table(device, part, 3.0)
@@ -183,6 +185,14 @@ def test_another_precision_has_the_table_that_a_recipe_for_it_would_have(device:
     assert [(what, len(files), anchors) for what, files, anchors in device.asked] == [
         ("onnxruntime fp32 b1", 2, 3), ("onnxruntime fp16 b1", 2, 3),
     ]  # fmt: skip
+    show(cards)
+    said = capsys.readouterr().out
+    assert said.count(": fp16 gains nothing here") == 2, "both take as long in fp32"
+    assert f"{run.network_name(ARCHS[0])}.fp16.onnx takes" in said
+    show(
+        [{**card, "measured_ms": 0.9 * card["measured_ms"]} if card["precision"] == "fp16" else card for card in cards]
+    )
+    assert "gains nothing" not in capsys.readouterr().out
     plain, half = (next(one for one in cards if one["precision"] == each) for each in ("fp32", "fp16"))
     assert half["predicted_ms"] == pytest.approx(3 * plain["predicted_ms"])
     assert (plain["outside_interval"], half["outside_interval"]) == ("slower", None)
@@ -199,10 +209,10 @@ def test_the_prediction_knows_of_blocks_in_float(
     put_table(device, part, 0.5)
     position, block = run.space.placed_blocks(ARCHS[0])[0]
     row_ms = run.table.rows[block.key].ms
-    for inside, kept in ((False, position.name), (True, f"network.{position.name}"), (True, "normalise")):
+    for kept in (f"network.{position.name}", "normalise"):
         choice = Choice((kept,), 50.0, 50.0, True)
         monkeypatch.setattr("hwnas.shipping.choose_in_float", lambda *_, choice=choice, **__: choice)
-        card = ship(run, "onnx", precisions=("int8",), inside=inside)
+        card = ship(run, "onnx", precisions=("int8",), inside=True)
         assert card["predicted_ms"] == pytest.approx(ms(part) + (kept != "normalise") * row_ms / 2)
     run = run_in(device, tmp_path / "low", target='[target]\nprecision = "int8"')
     dropping = Choice((position.name,), 40.0, 50.0, False)

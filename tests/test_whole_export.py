@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from hwnas.errors import PredictorError
 from hwnas.export.exporter import ExportSpec
 from hwnas.export.graph import onnx_of
 from hwnas.exporting import export_stage
+from hwnas.results import export_lock
 from hwnas.run import Run, train_study
 from hwnas.search.study import record_trial
+from hwnas.shipping import Wanted, ship_networks
 from hwnas.space import Arch
 from hwnas.trained import build, save_weights, weights_path
+from hwprof.errors import BusyError
 from hwprof.table import read_table, write_table
 
 ARCH: Arch = (0, 0, 0, 3, 0, 0)
@@ -84,3 +88,26 @@ def test_the_files_of_an_export_are_replaced_together(
     after = content(folder)
     assert set(after) == set(before)
     assert [path for path in after if after[path] == before[path]] == [f"onnx/{name}/net.onnx"]
+
+
+def test_a_run_is_exported_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = run_on("onnxruntime", tmp_path)
+    held, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with export_lock(run):
+            held.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=other)
+    holder.start()
+    try:
+        assert held.wait(60)
+        for export in (lambda: export_stage(run), lambda: ship_networks(run, Wanted(("ort",)))):
+            with pytest.raises(BusyError, match=r"export\.lock; it exports the same run"):
+                export()
+        assert [Path(card["path"]).name for card in ship_networks(run, Wanted(("ort",), folder=tmp_path / "out"))]
+    finally:
+        done.set()
+        holder.join()
+    assert not (run.folder / "export.lock").exists()

@@ -3,15 +3,18 @@
     python benchmarks/kill_search.py RECIPE --kills 20 --seed 0
 
 The recipe's latency table must be there (`hwnas profile RECIPE`). Each time the whole process group gets SIGKILL, at a
-random moment or, every other time, as soon as a file changes in the run folder: a checkpoint, the journal, weights.
-A search that is through before it was killed so often is followed by another. Each runs in a new folder; the exit code
-is 1 if one differs from the uninterrupted one. An uninterrupted search is the same as another
-only where nothing depends on the clock: no train.max_seconds, no latency limit that is measured before training.
+random moment or, every other time, as soon as a file changes in the run folder: a checkpoint, the journal, weights,
+what a supernet's subnets scored. A search that is through before it was killed so often is followed by another. Each
+runs in a new folder. Compared are trials, the front, all weights to the bit, and what subnets scored; the exit code is
+1 if one search differs from the uninterrupted one. An uninterrupted search is the same as another only where nothing
+depends on the clock: no train.max_seconds, no latency limit that is measured before training, and a supernet that is
+trained for epochs, not for minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import random
 import re
@@ -29,7 +32,8 @@ from hwnas.search.study import ARCH
 from hwnas.space import format_arch
 from hwnas.trained import trained_front
 
-_FACTS = (ARCH, "parent", "curve", "skipped", "stopped", "reason")
+_WATCHED = (".checkpoint", ".pt", ".tmp", ".log", ".json", ".safetensors")  # endings of files that a search writes
+_FACTS = (ARCH, "parent", "curve", "skipped", "stopped", "reason", "shared_accuracy", "target_ms")
 
 
 def main() -> None:
@@ -38,11 +42,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    load_recipe(arguments.recipe)
+    if load_recipe(arguments.recipe).supernet.minutes is not None:
+        sys.exit("a supernet that is trained for supernet.minutes is another every time; give it supernet.epochs")
     text = re.sub(r"(?m)^runs\s*=.*\n", "", arguments.recipe.read_text(encoding="utf-8"))
     rng, kills = random.Random(arguments.seed), 0
-    print("| search | kills | of them at a random moment | at a change of | trials | equal | front |")
-    print("|---|---|---|---|---|---|---|")
+    print("| search | kills | of them at a random moment | at a change of | trials | equal | front | files |")
+    print("|---|---|---|---|---|---|---|---|")
     same, number = True, 0
     with tempfile.TemporaryDirectory(prefix="hwnas-kill-") as folder:
         whole = _recipe(text, Path(folder) / "whole")
@@ -63,9 +68,9 @@ def main() -> None:
 def _row(moments: list[str], expected: dict[str, Any], found: dict[str, Any]) -> str:
     places = ", ".join(f"{place} {moments.count(place)}" for place in sorted(set(moments) - {"random"})) or "-"
     equal = sum(one == other for one, other in zip(expected["trials"], found["trials"], strict=False))
-    front = "equal" if expected["front"] == found["front"] else "differs"
+    front, files = ("equal" if expected[part] == found[part] else "differs" for part in ("front", "files"))
     total = max(len(expected["trials"]), len(found["trials"]))
-    return f"{len(moments)} | {moments.count('random')} | {places} | {total} | {equal} | {front}"
+    return f"{len(moments)} | {moments.count('random')} | {places} | {total} | {equal} | {front} | {files}"
 
 
 def _recipe(text: str, folder: Path) -> Path:
@@ -90,7 +95,7 @@ def _kill(recipe: Path, kills: int, rng: random.Random, seconds: float) -> list[
                 sys.exit(f"the search failed; see: hwnas search {recipe}")
             return moments
         pause, place = rng.uniform(0, 0.7 * seconds), "random"
-        watched = rng.choice((".checkpoint", ".tmp", ".log", ".safetensors")) if len(moments) % 2 else None
+        watched = rng.choice(_WATCHED) if len(moments) % 2 else None
         while process.poll() is None and time.monotonic() - begun < pause + 10 * seconds * (watched is not None):
             time.sleep(0.001)
             if watched and (changed := _files(recipe.parent).items() - before.items()):
@@ -125,7 +130,13 @@ def _story(recipe: Path) -> dict[str, Any]:
         (trial.number, trial.state, trial.values, [trial.user_attrs.get(fact) for fact in _FACTS])
         for trial in train_study(run).get_trials(deepcopy=False)
     ]
-    return {"trials": trials, "front": [format_arch(arch) for arch in trained_front(run)]}
+    return {"trials": trials, "front": [format_arch(arch) for arch in trained_front(run)], "files": _kept(run.folder)}
+
+
+def _kept(folder: Path) -> dict[str, str]:
+    """By path in the run folder: digests of all weights and of what is known of subnets. Seconds are in other files."""
+    kept = [*folder.rglob("*.safetensors"), *(folder / "supernet").glob("*.json")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(kept)}
 
 
 if __name__ == "__main__":

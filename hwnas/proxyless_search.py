@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from hwnas.errors import RecipeError
-from hwnas.run import Run, train_study
-from hwnas.search.study import recorded
-from hwnas.subnets import record_subnet
+from hwnas.run import Run
+from hwnas.subnets import known_subnets, record_subnet, require_one
 from hwnas.supernet.proxyless import ProxylessConfig, search
 from hwnas.supernet.relaxations import relax
 from hwnas.train.device import training_device
@@ -17,7 +16,7 @@ def search_proxyless(run: Run) -> None:
 
     Targets hold for what the recipe's latency limit does: the predicted latency, or its upper bound. Raises RecipeError
     without a target, and for limits that are not kept by keeping them; SpaceError for a space without a relaxation,
-    InfeasibleError if nothing keeps a target.
+    InfeasibleError if nothing keeps a target, RunError if every network failed that was trained on.
     """
     section = run.recipe.supernet
     targets = section.targets or ([] if run.recipe.search.latency is None else [run.recipe.search.latency])
@@ -58,11 +57,12 @@ def search_proxyless(run: Run) -> None:
         device=training_device(run.recipe.train.device),
         max_threads=run.recipe.train.threads,
         progress=run.progress,
+        log_dir=run.folder / "logs" / "supernet" if run.recipe.train.log else None,
     )
-    known, data = recorded(train_study(run)), run.data
+    data = run.data
     for found in networks:
-        if found.arch not in known:
+        if found.arch not in known_subnets(run):
             size = run.space.input_shape(found.arch)[1]
             shared = evaluate(found.network, data.x_valid, data.y_valid, data.mean, data.std, size)
             record_subnet(run, found.arch, found.network, shared, target_ms=found.target_ms)
-            known = recorded(train_study(run))
+    require_one(run)

@@ -25,16 +25,15 @@ from torch import nn
 from hwnas.confirm import above_limit
 from hwnas.errors import RunError
 from hwnas.limits import known_limits
-from hwnas.run import Run, train_objectives, train_study
+from hwnas.run import Run, train_objectives
 from hwnas.saved import EXACT, from_text, to_text
 from hwnas.search.accuracy import CANDIDATES, LEAST_ROWS, AccuracyPredictor
 from hwnas.search.accuracy_file import accuracy_from_json, accuracy_to_json
 from hwnas.search.inner import nsga2, select_spread
 from hwnas.search.pareto import nondominated
 from hwnas.search.problem import FloatMatrix, FloatVector, to_losses
-from hwnas.search.study import recorded
 from hwnas.space import Arch, IntMatrix, format_arch, parse_arch, rows_of
-from hwnas.subnets import record_subnet
+from hwnas.subnets import known_subnets, record_subnet, require_one
 from hwnas.supernet.elastic import Supernet
 from hwnas.supernet.extremes import largest_arch, smallest_arch
 from hwnas.supernet.images import SupernetImages
@@ -63,21 +62,21 @@ class Subnets:
 def search_supernet(run: Run) -> None:
     """Train the run's supernet unless it is there, and record the members of its front as trials.
 
-    Raises InfeasibleError if nothing keeps the limits, RunError if a supernet of another run does not fit this one.
+    Raises InfeasibleError if nothing keeps the limits, RunError if a supernet of another run does not fit this one, or
+    if every network failed that was trained on.
     """
     if known_limits(run) and not (_folder(run) / WEIGHTS).exists():
         # what cannot be kept is said before hours of training: whatever accuracies will be, here they are all the same
         _predicted_front(run, lambda archs: np.zeros(len(archs)))
     weights = _SharedWeights(run)
     model = weights.accuracy_model()
-    study = train_study(run)
-    known = recorded(study)
-    chosen = _front(run, model)
+    chosen, known = _front(run, model), known_subnets(run)
     for number, arch in enumerate(chosen):
         run.progress("evaluate the front", number, len(chosen))
         if arch not in known:
             record_subnet(run, arch, weights.network(arch), weights.accuracy(arch))
     run.progress("evaluate the front", len(chosen), len(chosen))
+    require_one(run)
 
 
 def help_train(run: Run) -> None:

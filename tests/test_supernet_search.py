@@ -15,11 +15,11 @@ from hwnas.latency.index import BlockIndex
 from hwnas.pipeline import help_stage, search_stage
 from hwnas.recipe import parse_recipe
 from hwnas.run import Run, train_study
-from hwnas.search.study import recorded
+from hwnas.search.study import failed, recorded
 from hwnas.spaces import make_space
 from hwnas.supernet.train import SupernetConfig
 from hwnas.supernets import accuracy_note
-from hwnas.train.loop import TrainingFailed, evaluate
+from hwnas.train.loop import TrainingFailed, evaluate, train
 from hwnas.trained import trained_network
 from hwprof.table import LatencyTable, Row, write_table
 from hwprof.target import Target
@@ -176,6 +176,30 @@ def test_members_are_trained_on_as_the_recipe_says(first: Run, folder: Path) -> 
     for arch in same:
         weights = [next(iter(trained_network(one, arch).parameters())) for one in (run, first)]
         assert not torch.equal(*weights)
+
+
+def test_a_member_whose_training_fails_is_a_failed_trial_and_the_others_go_on(
+    first: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        calls.append(True)
+        if len(calls) == 1 or everything:
+            raise TrainingFailed("training diverged")
+        return train(*arguments, **named)
+
+    monkeypatch.setattr("hwnas.subnets.train", failing)
+    everything, supernet = False, f'trained = "{first.folder.as_posix()}"\nfine_tune = 1'
+    text = recipe(folder, "failing", first.table_path.as_posix(), supernet)
+    for _ in range(2):  # the second time there is nothing left to do
+        search_stage(run := run_of(text))
+        assert list(failed(train_study(run)).values()) == ["TrainingFailed: training diverged"]
+        assert len(recorded(train_study(run))) == len(calls) - 1 == 2
+    everything = True
+    run = run_of(recipe(folder, "hopeless", first.table_path.as_posix(), supernet))
+    with pytest.raises(RunError, match="all 3 trainings failed: TrainingFailed: training diverged; mend"):
+        search_stage(run)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from hwnas.train.loop import TrainingFailed
 from hwnas.train.mix import Mix
 from hwnas.train.policies import Augmentation
 from hwnas.train.preprocess import normalise
+from hwnas.train.scalars import scalar_log
 from hwnas.train.schedule import rate_factor
 
 _RECALIBRATED = 2048  # training images on which statistics are measured
@@ -141,12 +142,14 @@ def search(
     device: str | torch.device = "cpu",
     max_threads: int | None = None,
     progress: Progress = silent,
+    log_dir: Path | None = None,
 ) -> list[Found]:
     """Search an architecture for each target latency; `predict_ms` maps (n, slots) architectures to (n,) ms.
 
     `folder` keeps the warmed-up weights and how far each target's search is, after every epoch: a search that was
     killed goes on from there, and further targets begin with the same warm-up. `max_threads` bounds torch's CPU threads
-    meanwhile; the caller's random state and threads are left as found.
+    meanwhile; the caller's random state and threads are left as found. `log_dir`: where the losses, expected
+    latency and pressure of every epoch go for TensorBoard, the warm-up and each target in a folder of its own.
 
     Raises InfeasibleError if no architecture keeps a target and RecipeError if there is none, before anything is
     trained; DataError if images do not fit the space; PredictorError if `predict_ms` gives no times; TrainingFailed if
@@ -158,7 +161,7 @@ def search(
         derive(relaxation, _new_alphas(relaxation, config), predict_ms, target)
     device = torch.device(device)
     with at_most_threads(max_threads), own_random_state(device), repeatable_kernels(device):
-        searching = _Searching(relaxation, data, predict_ms, config, folder, device, progress)
+        searching = _Searching(relaxation, data, predict_ms, config, folder, device, progress, log_dir)
         warm = searching.warm_up()
         return [searching.towards(target, warm) for target in targets_ms]
 
@@ -175,9 +178,10 @@ class _Searching:
         folder: Path | None,
         device: torch.device,
         progress: Progress,
+        log_dir: Path | None,
     ) -> None:
         self.relaxation, self.data, self.predict_ms, self.config = relaxation, data, predict_ms, config
-        self.folder, self.device, self.progress = folder, device, progress
+        self.folder, self.device, self.progress, self.log_dir = folder, device, progress, log_dir
         first = arch_of(relaxation, [0] * len(relaxation.edges))
         self.size = relaxation.space.input_shape(first)[1]
         check_fits(relaxation.space.build(first), data, self.size)
@@ -205,8 +209,9 @@ class _Searching:
                 weight_step(self.network, optimizer, self.strategy.weight_mixer(alphas, rng), *batch)
                 for batch in self._epoch_batches(optimizer, epoch, epoch, config.warmup_epochs)
             ]
-            self._mean(losses, "warm-up", epoch)
+            mean = self._mean(losses, "warm-up", epoch)
             self._save("warm-up", self.identity, optimizer, {"epoch": epoch + 1})
+            self._log("warm-up", epoch + 1, {"weight_loss": mean})
             self.progress("warm-up", epoch + 1, config.warmup_epochs)
         return {name: value.clone() for name, value in self.network.state_dict().items()}
 
@@ -238,6 +243,7 @@ class _Searching:
                 "history": [asdict(epoch) for epoch in history],
                 "average": None if average is None else average.state(),
             })  # fmt: skip
+            self._log(name, len(history), asdict(history[-1]))
             self.progress(name, len(history), config.epochs)
         derived = derive(self.relaxation, alphas, self.predict_ms, target_ms)
         if average is not None:
@@ -311,6 +317,11 @@ class _Searching:
                 f"({self.config.learning_rate:.3g})"
             )
         return mean
+
+    def _log(self, name: str, epoch: int, facts: dict[str, float]) -> None:
+        folder = None if self.log_dir is None else self.log_dir / name.replace(" ", "-")
+        with scalar_log(folder, epoch) as log:  # an epoch takes long enough for a file of its own
+            log(epoch, facts)
 
     def _load(self, name: str, identity: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What `_save` kept of a phase, with weights and optimiser put back; nothing if there is none of it."""

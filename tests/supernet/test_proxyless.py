@@ -114,6 +114,13 @@ def test_a_target_alone_is_the_same_as_among_others_and_takes_the_same_warm_up(t
     assert not same(alone, both[0])
 
 
+def test_every_phase_has_a_log(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    search(relax(SPACE), images(), macs, [5.3, 8.0], config(epochs=1), log_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["target-5.3-ms", "target-8-ms", "warm-up"]
+    assert all(any(path.iterdir()) for path in tmp_path.iterdir())
+
+
 def test_another_table_is_another_search(tmp_path: Path) -> None:
     relaxation, told = relax(SPACE), list[str]()
 

@@ -35,7 +35,7 @@ from hwnas.scoring import Scorers, Scoring
 from hwnas.space import Arch, format_arch, parse_arch, rows_of
 from hwnas.spaces import make_space
 from hwnas.zeroshot import COMBINED, SCORES, score_names
-from hwnas.zeroshot.combine import combine, silent
+from hwnas.zeroshot.combine import combine, silent, silent_among_best
 from mobilenet_truth import read_settings, read_table
 
 FloatVector = NDArray[np.float64]
@@ -178,6 +178,7 @@ def report(how: Scoring, networks: Sequence[tuple[Arch, float]], rows: dict[Arch
             found = silent(parts, scores)
             voted = ", ".join(part for part in parts if part not in found)
             yield f"combined: {voted}; without a vote: {found or 'none'}"
+            yield f"without a vote in the best quarter: {silent_among_best(parts, scores) or 'none'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

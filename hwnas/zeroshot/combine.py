@@ -14,13 +14,15 @@ arXiv 1303.3257). A score with a negative entry has no vote. All others count th
 entries they ranked 600 cells of NAS-Bench-201 slightly better (tau .82 for .81), but the best tenth of them, which few
 scores tell apart, worse (.22 for .31).
 
-COMPLEMENTS are not judged so, and not asked about the others: what is known exactly and says something else than the
-scores, which all grow with size, need not agree with them.
+What tells good from bad need not tell the good from the best: the scores that have a vote are asked again among the
+best quarter, and those that disagree there have no say in its order (Jacobian covariance on cells and on mobile
+networks). COMPLEMENTS are not judged so, and not asked about the others: what is known exactly and says something else
+than the scores, which all grow with size, need not agree with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import compress
 
 import numpy as np
@@ -36,17 +38,22 @@ FloatVector = NDArray[np.float64]
 COMPLEMENTS = frozenset({"shortest_path"})
 # From fewer networks correlations cannot be told: all scores vote.
 LEAST_NETWORKS = 16
+BEST = 0.25  # the share of networks whose order is voted on again
 _ROUNDING = 1e-9
 
 
 def combine(names: Sequence[str], scores: FloatMatrix) -> FloatVector:
     """(n, k) values of k named scores, higher is better, NaN where undefined -> (n,) combined, 0 for the best in all.
 
-    Equal values share the mean of their ranks; what is undefined shares the lowest ones.
+    Equal values share the mean of their ranks; what is undefined shares the lowest ones. The best quarter has the
+    values that all voters give it, in the order of those that have a vote in it.
     """
-    without_vote = silent(names, scores)
-    voting = [name not in without_vote for name in names]
-    combined: FloatVector = np.log(_ranks(scores[:, voting]) / max(1, len(scores))).mean(axis=1)
+    without_vote, again = silent(names, scores), silent_among_best(names, scores)
+    combined = _mean_log_rank(names, scores, without_vote)
+    if again:
+        best = _best(combined)
+        order = average_ranks(_mean_log_rank(names, scores, without_vote | again)[best])
+        combined[best] = np.interp(order, 1 + np.arange(len(order)), np.sort(combined[best]))
     return combined
 
 
@@ -59,6 +66,14 @@ def silent(names: Sequence[str], scores: FloatMatrix) -> dict[str, float]:
     return {name: round(float(agreement), 3) for name, agreement in found if agreement <= _ROUNDING}
 
 
+def silent_among_best(names: Sequence[str], scores: FloatMatrix) -> dict[str, float]:
+    """The scores that count, but not in the order of the best quarter, by name, each with its agreement there."""
+    without_vote = silent(names, scores)
+    voting = [name not in without_vote for name in names]
+    best = _best(_mean_log_rank(names, scores, without_vote))
+    return silent(tuple(compress(names, voting)), scores[best][:, voting])
+
+
 def agreements(scores: FloatMatrix) -> FloatVector:
     """(n, k) -> (k,): the leading eigenvector of the correlations of ranks, positive in sum; 0 for a constant score."""
     ranks = _ranks(scores)
@@ -68,6 +83,19 @@ def agreements(scores: FloatMatrix) -> FloatVector:
     leading = np.linalg.eigh(ranks.T @ ranks)[1][:, -1]
     agreed: FloatVector = leading if leading.sum() >= 0 else -leading
     return agreed
+
+
+def _mean_log_rank(names: Sequence[str], scores: FloatMatrix, without_vote: Container[str]) -> FloatVector:
+    """(n, k) -> (n,) from the worst to 0."""
+    ranks = _ranks(scores[:, [name not in without_vote for name in names]])
+    combined: FloatVector = np.log(ranks / max(1, len(ranks))).mean(axis=1)
+    return combined
+
+
+def _best(combined: FloatVector) -> NDArray[np.bool_]:
+    """(n,) -> (n,): whether in the best quarter."""
+    best: NDArray[np.bool_] = average_ranks(combined) > (1 - BEST) * len(combined)
+    return best
 
 
 def _ranks(scores: FloatMatrix) -> FloatMatrix:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as matrices
 
 from hwnas.zeroshot import COMBINED
-from hwnas.zeroshot.combine import COMPLEMENTS, LEAST_NETWORKS, agreements, combine, silent
+from hwnas.zeroshot.combine import COMPLEMENTS, LEAST_NETWORKS, agreements, combine, silent, silent_among_best
 
 NAN = math.nan
 
@@ -111,6 +111,50 @@ def test_a_complement_that_all_share_changes_no_place():
 def test_the_default_has_a_complement_and_enough_to_judge():
     assert set(COMBINED) > COMPLEMENTS
     assert len(set(COMBINED) - COMPLEMENTS) >= 3
+
+
+def turned_among_the_best(n):
+    """Scores a, b and c of a truth with little noise, and d, which is wrong about the order of the best third."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal(n)
+    turned = np.where(truth < np.quantile(truth, 2 / 3), truth, 5 - truth)
+    return np.stack([*(truth + 0.1 * rng.standard_normal(n) for _ in "abc"), turned], axis=1)
+
+
+def test_the_best_quarter_is_ranked_by_those_that_agree_in_it():
+    scores = turned_among_the_best(80)
+    assert silent("abcd", scores) == {}
+    assert list(silent_among_best("abcd", scores)) == ["d"]
+    of_all, found, by_few = plain(scores), combine("abcd", scores), plain(scores[:, :3])
+    best = of_all >= np.sort(of_all)[60]
+    np.testing.assert_array_equal(found[~best], of_all[~best])
+    np.testing.assert_allclose(np.sort(found[best]), np.sort(of_all[best]))
+    assert np.argsort(found[best]).tolist() == np.argsort(by_few[best]).tolist()
+    assert np.argsort(found[best]).tolist() != np.argsort(of_all[best]).tolist()
+
+
+def test_a_quarter_can_be_too_small_to_be_asked():
+    for n in (4 * LEAST_NETWORKS - 4, 4 * LEAST_NETWORKS):
+        scores = turned_among_the_best(n)
+        assert bool(silent_among_best("abcd", scores)) == (n == 4 * LEAST_NETWORKS)
+    np.testing.assert_allclose(combine("abcd", scores[:-4]), plain(scores[:-4]))
+
+
+def test_equal_networks_are_equal_in_the_best_quarter():
+    scores = np.repeat(turned_among_the_best(40), 3, axis=0)
+    assert list(silent_among_best("abcd", scores)) == ["d"]
+    found = combine("abcd", scores).reshape(40, 3)
+    np.testing.assert_array_equal(found, found[:, :1].repeat(3, axis=1))
+    assert len(np.unique(found[:, 0])) > 30
+    np.testing.assert_allclose(combine("abcd", scores[::-1]), found.ravel()[::-1], rtol=1e-12)
+
+
+def test_who_has_no_vote_is_not_asked_again():
+    scores = turned_among_the_best(80)
+    scores = np.column_stack([scores, -scores[:, 0]])
+    assert list(silent("abcde", scores)) == ["e"]
+    assert list(silent_among_best("abcde", scores)) == ["d"]
+    np.testing.assert_array_equal(combine("abcde", scores), combine("abcd", scores[:, :4]))
 
 
 def test_agreement_grows_with_accuracy():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from hwnas.errors import RecipeError
 from hwnas.run import Run
 from hwnas.subnets import known_subnets, record_subnet, require_one
+from hwnas.supernet.derive import LEAST_SHARE
 from hwnas.supernet.proxyless import ProxylessConfig, search
 from hwnas.supernet.relaxations import relax
 from hwnas.train.device import training_device
 from hwnas.train.loop import evaluate
+
+_log = logging.getLogger(__name__)
 
 
 def search_proxyless(run: Run) -> None:
@@ -61,6 +66,14 @@ def search_proxyless(run: Run) -> None:
     )
     data = run.data
     for found in networks:
+        if found.ms < LEAST_SHARE * found.target_ms:
+            _log.warning(
+                "target %g ms: no network between %.4g ms and that was found, %s takes %.4g ms",
+                found.target_ms,
+                LEAST_SHARE * found.target_ms,
+                run.network_name(found.arch),
+                found.ms,
+            )
         if found.arch not in known_subnets(run):
             size = run.space.input_shape(found.arch)[1]
             shared = evaluate(found.network, data.x_valid, data.y_valid, data.mean, data.std, size)

@@ -239,7 +239,9 @@ def test_a_limit_that_nothing_keeps_is_said_before_a_supernet_is_trained(
         search_stage(run_of(recipe(folder, "late", table_path, keys, search='latency = "1 s"')))
 
 
-def test_proxylessnas_gives_a_network_for_every_target(first: Run, folder: Path) -> None:
+def test_proxylessnas_gives_a_network_for_every_target(
+    first: Run, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     table_path = table(folder, "macs", 1e-6, 0)
     targets = [0.1, 0.13]
     keys = (
@@ -254,6 +256,11 @@ def test_proxylessnas_gives_a_network_for_every_target(first: Run, folder: Path)
         assert trial.user_attrs["epochs"] == 1
         assert "shared_accuracy" in trial.user_attrs
         assert trial.user_attrs["target_ms"] == target
+    assert not caplog.messages
+    search_stage(run_of(recipe(folder, "roomy", table_path, keys.replace("0.13", "20").replace("fine_tune = 1", ""))))
+    assert [message.split(",")[0] for message in caplog.messages] == [
+        "target 20 ms: no network between 19 ms and that was found"
+    ]
 
 
 def test_proxylessnas_without_a_target_is_said(first: Run, folder: Path) -> None:

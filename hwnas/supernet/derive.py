@@ -21,6 +21,7 @@ from hwnas.supernet.alphas import Alphas, FloatMatrix
 from hwnas.supernet.latency_loss import PredictMs, checked_ms, edge_costs
 from hwnas.supernet.relaxed import Relaxation
 
+LEAST_SHARE = 0.95  # of a target: networks between that and the target are preferred
 _FEW = 20_000  # choices that are all tried
 _TOTALS = 1000  # of costs that the dynamic programme tells apart
 _STARTS = 5  # proposals that are improved
@@ -38,7 +39,7 @@ class Derived:
 
 
 def derive(
-    relaxation: Relaxation, alphas: Alphas, predict_ms: PredictMs, target_ms: float, *, least_share: float = 0.95
+    relaxation: Relaxation, alphas: Alphas, predict_ms: PredictMs, target_ms: float, *, least_share: float = LEAST_SHARE
 ) -> Derived:
     """The most probable architecture of at most `target_ms`, and at least `least_share` of it where one is found.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from hwnas.card import read_card
 from hwnas.errors import PredictorError
 from hwnas.export.card import metadata_of, write_card
-from hwnas.export.folder import replaced_folder
+from hwnas.export.folder import remove_unfinished, replaced_folder
 from hwnas.export.native import CALIBRATION, is_native, verify_native, write_native
 from hwnas.export.onnx import export_onnx, write_onnx
 from hwnas.export.sensitive import blocks_of, nodes_in_float
@@ -66,8 +66,10 @@ def export_stage(run: Run) -> RunSummary:
     members = list(dict.fromkeys([*(plainest(run, member.arch) for member in lower), *front]))
     members.sort(key=lambda member: member.precision != run.precisions[0])
     # the older files stay until all new ones are there: written, checked, measured, with their cards
-    with export_lock(run), replaced_folder(export_folder(run), keep=True) as folder:
-        rows, verified, measured = _write(run, members, unforeseen, folder, warnings)
+    with export_lock(run):
+        remove_unfinished(export_folder(run))
+        with replaced_folder(export_folder(run), keep=True) as folder:
+            rows, verified, measured = _write(run, members, unforeseen, folder, warnings)
     kept, notes = faster_members(run, front, measured)
     notes += [
         f"{run.network_name(member.arch)} is predicted as if all of it were in int8: no table knows what its blocks in "

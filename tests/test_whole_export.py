@@ -64,6 +64,7 @@ def test_the_files_of_an_export_are_replaced_together(
     (shipped := folder / "onnx" / name).mkdir(parents=True)
     (shipped / "net.onnx").write_text("of another export")
     before = content(folder)
+    (run.folder / ".export.killed" / "new").mkdir(parents=True)
     kinds = {"onnxruntime": (".onnx",), "ncnn": (".onnx", ".ncnn.param")}[runtime]
     files = {f"{name}{kind}{more}" for kind in kinds for more in ("", ".json", ".html")}
     files |= {f"{name}.ncnn.bin"} if runtime == "ncnn" else set()

@@ -41,6 +41,13 @@ def replaced_folder(final: Path, *, keep: bool = False) -> Iterator[Path]:
         _to_disk(final.parent)
 
 
+def remove_unfinished(final: Path) -> None:
+    """Remove what kills left of folders that were to take the place of `final`; nobody may be writing one."""
+    for left in final.parent.glob(f".{final.name}.*"):
+        if left.name != f".{final.name}.old":
+            shutil.rmtree(left)
+
+
 def _take_over(old: Path, new: Path) -> None:
     """Give the new folder what only the old one has. Files are linked, so that the old one stays as it is."""
     for path in old.iterdir():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hwnas.export import folder
-from hwnas.export.folder import replaced_folder
+from hwnas.export.folder import remove_unfinished, replaced_folder
 
 OLD, NEW = (dict.fromkeys(("card.json", "graph.bin", "graph.xml"), text) for text in ("old", "new"))
 KEPT = {"older.json": "kept", "onnx/net/net.onnx": "kept"}
@@ -87,6 +87,13 @@ def test_an_error_keeps_the_old_files_and_the_first_folder_needs_no_older_one(tm
         (new / "b").write_text("3")
     assert [path.name for path in final.iterdir()] == ["b"]
     assert [path.name for path in final.parent.iterdir()] == ["net"]
+
+
+def test_what_kills_left_is_removed_and_an_older_folder_moved_aside_is_not(tmp_path: Path) -> None:
+    for name in (".net.x1", ".net.old", ".network.x1", "net"):
+        (tmp_path / name / "new").mkdir(parents=True)
+    remove_unfinished(tmp_path / "net")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".net.old", ".network.x1", "net"]
 
 
 def test_a_second_rename_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def search_proxyless(run: Run) -> None:
     for found in networks:
         if found.ms < LEAST_SHARE * found.target_ms:
             _log.warning(
-                "target %g ms: no network between %.4g ms and that was found, %s takes %.4g ms",
+                "target %g ms: no network of at least %.4g ms was found below it; %s takes %.4g ms",
                 found.target_ms,
                 LEAST_SHARE * found.target_ms,
                 run.network_name(found.arch),

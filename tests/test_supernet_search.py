@@ -258,8 +258,8 @@ def test_proxylessnas_gives_a_network_for_every_target(
         assert trial.user_attrs["target_ms"] == target
     assert not caplog.messages
     search_stage(run_of(recipe(folder, "roomy", table_path, keys.replace("0.13", "20").replace("fine_tune = 1", ""))))
-    assert [message.split(",")[0] for message in caplog.messages] == [
-        "target 20 ms: no network between 19 ms and that was found"
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "target 20 ms: no network of at least 19 ms was found below it"
     ]
 
 

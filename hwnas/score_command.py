@@ -20,7 +20,7 @@ from hwnas.errors import DataError, RecipeError
 from hwnas.ranks import places
 from hwnas.report.wording import silent_scores
 from hwnas.zeroshot import COMBINED, SCORES, ScoreResult, score_names
-from hwnas.zeroshot.combine import FloatMatrix, FloatVector, combine, silent
+from hwnas.zeroshot.combine import FloatMatrix, FloatVector, combine, silent, silent_among_best
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -238,6 +238,8 @@ def _show(found: Sequence[_Scored], combined: FloatVector | None, images: ImageD
         without_vote = silent(chosen, _matrix(models))
         names = ", ".join(name for name in chosen if name not in without_vote)
         out.print(f"combined: mean log(rank / {len(found)}) in {names}; (1) is the best", soft_wrap=True)
+        if among_best := silent_among_best(chosen, _matrix(models)):
+            out.print(f"without a say in the order of the best quarter: {', '.join(among_best)}", soft_wrap=True)
         if without_vote:
             out.print(silent_scores(without_vote), soft_wrap=True)
     if len(models[0].results) > 1:

@@ -52,7 +52,7 @@ def ranking_table(summary: RunSummary) -> Markup:
     rows = [tag("tr", *cells(row, summary.candidates[row])) for row in order]
     what = f"{n} scored architectures, ranked by {names[0]}"
     if len(names) > 2:
-        what += f": the mean logarithm of the ranks in {', '.join(voting)}"
+        what += f", the best quarter by those that agree there: the mean logarithm of the ranks in {', '.join(voting)}"
     table = sorting_table(what, columns, rows)
     silent = silent_scores(summary.without_vote)
     note = tag("p", silent, class_="muted") if silent else Markup()

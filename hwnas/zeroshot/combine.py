@@ -10,14 +10,12 @@ A score that tells good cells apart can be noise on mobile networks, or worse. T
 known, but predictors whose errors are independent agree with each other as far as they are right: the leading
 eigenvector of their correlations has an entry for each that grows with its accuracy and is negative if it is worse than
 chance (Parisi, Strino, Nadler and Kluger, "Ranking and combining multiple predictors without labeled data", PNAS 2014,
-arXiv 1303.3257). A score with a negative entry has no vote. All others count the same: weighted by the roots of their
-entries they ranked 600 cells of NAS-Bench-201 slightly better (tau .82 for .81), but the best tenth of them, which few
-scores tell apart, worse (.22 for .31).
+arXiv 1303.3257). A score with a negative entry has no vote; all others count the same.
 
-What tells good from bad need not tell the good from the best: the scores that have a vote are asked again among the
-best quarter, and those that disagree there have no say in its order (Jacobian covariance on cells and on mobile
-networks). COMPLEMENTS are not judged so, and not asked about the others: what is known exactly and says something else
-than the scores, which all grow with size, need not agree with them.
+What tells good from bad need not tell the best from the good: the scores that have a vote are judged again among the
+best quarter, and one that disagrees there has no say in its order (Jacobian covariance, on cells and on mobile
+networks). COMPLEMENTS are not judged, nor are the others judged by them: what is known exactly, and says something else
+than scores that grow with size, need not agree with them.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def _where_measured(run: Run, exporter: Exporter, precision: str, wanted: Wanted
     """The target that a file is measured on; a text is why on none."""
     base = wanted.target or run.target
     if RUNTIME_FORMATS.get(base.runtime) != exporter.name:
-        return f"{base.runtime} on {base.device} runs no {exporter.name} files; --target names one that does"
+        return f"{base.runtime} on {base.device} is not known to run {exporter.name} files; --target names what does"
     most, batch = exporter.largest_batch, run.target.batch
     if most is not None and batch > most:
         return f"{exporter.name} files take batches of at most {most}, the recipe's target has batches of {batch}"

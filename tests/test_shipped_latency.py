@@ -242,7 +242,7 @@ def test_what_cannot_be_measured_says_why(device: Device, tmp_path: Path, capsys
     cards += [ship(run, "onnx"), ship(run, "ort")]
     show(cards)
     shown = capsys.readouterr().out
-    reasons = ("the machine is busy", "no such phone", "onnxruntime on local runs no ort files")
+    reasons = ("the machine is busy", "no such phone", "onnxruntime on local is not known to run ort files")
     for card, reason in zip(cards, reasons, strict=True):
         assert reason in card["not_measured"]
         assert (card["deployable"], card.get("measured_ms")) == (None, None)

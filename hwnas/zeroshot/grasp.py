@@ -34,7 +34,7 @@ class _Scaled(TorchFunctionMode):
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
-        self.t = weights[0].detach().new_ones(()).requires_grad_()
+        self.t = torch.ones((), dtype=torch.float64, device=weights[0].device).requires_grad_()
         self.aliases = [weight.detach().requires_grad_() for weight in weights]
         self._alias_of = {id(weight): alias for weight, alias in zip(weights, self.aliases, strict=True)}
 
@@ -90,8 +90,9 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """F.batch_norm, by the statistics of the batch in the way that is cheap to differentiate twice."""
-    constant = all(tensor is None or tensor.is_leaf for tensor in (weight, bias))
-    if not training or running_mean is not None or not constant or input.numel() == input.shape[1]:
+    affine = [tensor for tensor in (weight, bias) if tensor is not None]
+    known = all(tensor.is_leaf and tensor.dtype == input.dtype for tensor in affine) and input.dtype.itemsize >= 4
+    if not training or running_mean is not None or not known or input.numel() == input.shape[1]:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     output: Tensor = Normalisation.apply(input, weight, bias, eps)
     return output

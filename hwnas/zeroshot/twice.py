@@ -37,7 +37,7 @@ class Convolution(torch.autograd.Function):
             return *found, *_FIVE
         # the scalar product of output and gradient, which is also that of the inputs and the gradient by them
         found = _convolution_gradient(gradients[0], inputs, weight, (by_inputs, not by_inputs), ctx.options)
-        by_t = (inputs * found[0]).sum() if by_inputs else (weight * found[1]).sum()
+        by_t = _product(inputs, found[0]) if by_inputs else _product(weight, found[1])
         return found[0], None, by_t, *_FIVE[1:]
 
 
@@ -58,13 +58,18 @@ class _ConvolutionGradient(torch.autograd.Function):
         again, by_inputs, by_t = None, None, None
         if of_inputs is not None:
             again = torch.conv2d(of_inputs, weight, None, *ctx.options)
-            by_t = (again * gradient).sum()
+            by_t = _product(again, gradient)
         if of_weight is not None:
             more = torch.conv2d(inputs, of_weight, None, *ctx.options)
             again = more if again is None else again.add_(more)
             if ctx.needs_input_grad[1]:
                 by_inputs, _ = _convolution_gradient(gradient, inputs, of_weight, (True, False), ctx.options)
         return again, by_inputs, None, by_t, *_FIVE
+
+
+def _product(a: Tensor, b: Tensor | None) -> Tensor | None:
+    """The scalar product, in float64: those of all layers nearly cancel out."""
+    return None if b is None else (a * b).sum(dtype=torch.float64)
 
 
 def _convolution_gradient(
@@ -82,7 +87,12 @@ class Normalisation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
-        output, mean, scale = torch.native_batch_norm(inputs, weight, bias, None, None, True, 0.0, epsilon)
+        # with channels last PyTorch adds up one value after the other in float32; its sums are more exact, and as fast
+        axes = [axis for axis in range(inputs.dim()) if axis != 1]
+        mean = inputs.mean(axes, keepdim=True)
+        variance = (inputs - mean).square_().mean(axes)
+        mean, scale = mean.flatten(), (variance + epsilon).rsqrt()
+        output = torch.batch_norm(inputs, weight, bias, mean, variance, False, 0.0, epsilon, False)
         ctx.save_for_backward(inputs, weight, mean, scale)
         return output
 

@@ -53,14 +53,19 @@ COMBINATIONS = {
 }
 
 
-def read_cells(path: Path, count: int) -> list[tuple[Arch, float]]:
-    """`count` random cells, as they are built, with their test accuracy in percent. Equal cells count as often."""
+def read_cells(path: Path, count: int, skip: int = 0) -> list[tuple[Arch, float]]:
+    """`count` random cells, as they are built, with their test accuracy in percent. Equal cells count as often.
+
+    `skip`: others than the first so many, of which none equals one of those.
+    """
     with gzip.open(path, "rt", newline="") as file:
         rows = list(csv.DictReader(file))
-    chosen = [rows[n] for n in np.random.default_rng(0).permutation(len(rows))[:count]]
+    chosen = [rows[n] for n in np.random.default_rng(0).permutation(len(rows))[: skip + count]]
     archs = np.array([[int(digit) for digit in row["ops"]] for row in chosen], dtype=np.int64)
     canonical = rows_of(make_space("nasbench201", {}).canonical(archs))
-    return [(arch, float(row["c10_test_200"])) for arch, row in zip(canonical, chosen, strict=True)]
+    skipped = set(canonical[:skip])
+    cells = zip(canonical[skip:], chosen[skip:], strict=True)
+    return [(arch, float(row["c10_test_200"])) for arch, row in cells if arch not in skipped]
 
 
 def read_mobile_networks() -> list[tuple[Arch, float]]:
@@ -188,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="the folder of cifar10.npz")
     parser.add_argument("--truth", type=Path, help="of the cells")
     parser.add_argument("--networks", type=int, default=600, help="how many cells (default %(default)s)")
+    parser.add_argument("--skip", type=int, default=0, help="other cells than the first so many")
     parser.add_argument("--scores", default="all", help="all, combined, or names separated by commas")
     parser.add_argument("--batch", type=int, default=16, help="images a draw (default %(default)s)")
     parser.add_argument("--draws", type=int, default=4, help="of initial weights (default %(default)s)")
@@ -198,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.what == "cells":
         if options.truth is None:
             parser.error("cells need --truth")
-        networks, space, given = read_cells(options.truth, options.networks), "nasbench201", {}
+        networks, space, given = read_cells(options.truth, options.networks, options.skip), "nasbench201", {}
     else:
         networks, space, given = read_mobile_networks(), "mobilenetv3", read_settings()["space"]
     chosen = options.scores if options.scores == "combined" else options.scores.split(",")

@@ -69,6 +69,9 @@ def test_equal_cells_count_as_often_as_they_are_in_the_table(quality: ModuleType
     assert len(cells) == len(CELLS)
     dead = quality.make_space("nasbench201", {}).canonical(np.zeros((1, 6), dtype=np.int64))[0]
     assert dict(cells)[tuple(dead.tolist())] in {60.0 + 3 * n for n in range(10)}
+    others = quality.read_cells(Path(files[1]), 100, skip=4)
+    assert others == [cell for cell in cells[4:] if cell[0] not in dict(cells[:4])]
+    assert 0 < len(others) <= len(CELLS) - 4
 
 
 def test_mobile_networks_have_the_mean_of_their_trainings(quality: ModuleType, monkeypatch) -> None:

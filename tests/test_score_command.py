@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from hwnas.cli import app
 from hwnas.errors import HwnasError
-from hwnas.zeroshot import COMBINED, SCORES
+from hwnas.score_command import _Scored, _show
+from hwnas.zeroshot import COMBINED, SCORES, ScoreResult
 
 RECIPE = """
 name = "toy"
@@ -113,3 +115,19 @@ def test_what_cannot_be_scored_is_explained(arguments: tuple[str, ...], message:
 
 def test_images_come_from_one_place(recipe: str) -> None:
     assert "give one of them" in error("--recipe", recipe, "--data", "digits", "--model", "0")
+
+
+def test_who_has_no_say_among_the_best_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """All scores agree on 80 networks, but one has the best 20 the other way round."""
+    order = np.arange(80.0)
+    turned = np.where(order < 60, order, 139 - order)
+    values = dict(zip(COMBINED, (order, order, order, turned, np.zeros(80)), strict=True))
+    for count, said in ((80, True), (60, False)):
+        found = [
+            _Scored(
+                str(n), (3, 8, 8), {name: ScoreResult(float(column[n]), None, 0.1) for name, column in values.items()}
+            )
+            for n in range(count)
+        ]
+        _show(found, np.arange(float(count)), None)
+        assert ("order of the best quarter: jacob_cov" in capsys.readouterr().out) == said

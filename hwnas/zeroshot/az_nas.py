@@ -120,11 +120,14 @@ def _largest_singular_value(back: Tensor, vector: Tensor) -> float:
     """
     h, w = vector.shape[-2:]
     down, right = -(-back.shape[-2] // h), -(-back.shape[-1] // w)
-    back = F.pad(back, (0, w * right - back.shape[-1], 0, h * down - back.shape[-2]))
+    padding = (0, w * right - back.shape[-1], 0, h * down - back.shape[-2])
+    if any(padding):
+        back = F.pad(back, padding)
+    # a row for each image and pixel: no copies, where channels are last in memory
     pixels = back.reshape(*back.shape[:2], h, down, w, right)
-    inner = pixels.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).flatten(1)
-    outer = vector.transpose(0, 1).flatten(1)
-    matrix = inner @ outer.T / outer.shape[1]
+    inner = pixels.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).flatten(1)
+    outer = vector.movedim(1, -1).flatten(0, 2)
+    matrix = inner.T @ outer / len(outer)
     if not bool(matrix.isfinite().all()):
         raise DegenerateNetworkError("the Jacobian of a block holds NaN or infinity")
     matrix = matrix.double()

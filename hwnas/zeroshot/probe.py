@@ -19,7 +19,8 @@ class Probe:
 
     What several scores need is computed once: what a forward shows, by an observer asked for through `seen`; any other
     pass, by a function of the probe asked for through `shared`. `planned` are the observers that will be asked for, so
-    that one forward serves them all.
+    that one forward serves them all. Passes that are made through `seen` and `shared` are repeated with the images as
+    they came where a network cannot take them with channels last, as this class gives them on a CPU.
     """
 
     def __init__(

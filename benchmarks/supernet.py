@@ -55,6 +55,8 @@ def shared_accuracies(run: Run, method: str, minutes: float, n: int, rate: float
         minutes=minutes,
         batch_size=run.recipe.train.batch_size,
         augment=run.recipe.train.augment,
+        mix=run.recipe.train.mix,
+        ema=run.recipe.train.ema,
         seed=run.recipe.seed,
         **({} if rate is None else {"learning_rate": rate}),
     )

@@ -27,8 +27,9 @@ _NAME = 80  # characters of the card's name of its run that go into that of this
 # What a card may ask for: a stranger's should not bring the machine down.
 _MOST = {
     "target": {"batch": 4096, "threads": 256},
-    "profile": {"networks": 1000, "fit": 1000, "held_out": 1000},
+    "profile": {"networks": 1000, "fit": 1000, "held_out": 1000, "searched": 1000},
     "train": {"epochs": 100_000, "child_epochs": 100_000, "batch_size": 65_536},
+    "supernet": {"epochs": 100_000, "fine_tune": 100_000},
 }
 _LEVEL = re.compile("[A-Za-z0-9+_.=-]{1,40}")
 
@@ -45,7 +46,7 @@ class Given:
 def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe that trains the card's network alone, in `folder`, and what to tell the user before it runs.
 
-    Raises RecipeError where the user must say what the card may not, and where the network has no training of its own.
+    Raises RecipeError where the user must say what the card may not, and where a card does not say all of its training.
     """
     try:
         theirs = parse_recipe(card.recipe, "the card's recipe")
@@ -53,7 +54,7 @@ def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str
         raise RecipeError(printable(str(error))) from None
     except RecursionError:
         raise RecipeError("the card's recipe is nested too deeply to be one") from None
-    _require_own_training(theirs)
+    _require_repeatable(theirs)
     target, data = theirs.target, theirs.data
     if target.runtime not in RUNTIMES:
         raise RecipeError(f"the card's target.runtime is {target.runtime!r}; known here: {', '.join(RUNTIMES)}")
@@ -86,7 +87,7 @@ def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str
         profile=ProfileSection(
             tables=str(folder / "latency_tables"),
             table=None if given.table is None else str(given.table),
-            **theirs.profile.model_dump(include={"networks", "fit", "held_out", "cool_down_seconds", "emulated"}),
+            **theirs.profile.model_dump(include={*_MOST["profile"], "cool_down_seconds", "emulated"}),
         ),
         # copied: a section is made of what a recipe's text says, which for a latency is not a number
         search=SearchSection(sampler="random", trainings=1).model_copy(update={"latency": theirs.search.latency}),
@@ -98,6 +99,7 @@ def recipe_of(card: Card, folder: Path, given: Given) -> tuple[Recipe, tuple[str
                 "timeout_seconds": None,
             }
         ),
+        supernet=theirs.supernet,
     )
     return ours, tuple(_notes(card, theirs, ours))
 
@@ -113,14 +115,20 @@ def to_toml(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _require_own_training(theirs: Recipe) -> None:
-    """Raise RecipeError for a network that begins with weights of a supernet, which a card does not carry."""
-    supernet = getattr(theirs, "supernet", None)
-    if supernet is not None and supernet.used:
-        raise RecipeError(
-            "the card's network has its weights of a supernet, which is trained for a whole space and is not in the "
-            "card: save the card's recipe as a file and run all of it with: hwnas run RECIPE"
-        )
+def _require_repeatable(theirs: Recipe) -> None:
+    """Raise RecipeError for a network whose supernet cannot be trained again from what the card says alone."""
+    supernet = theirs.supernet
+    for given, reason in (
+        (supernet.method == "proxyless", "of a search that a latency table steers"),
+        (supernet.trained is not None, "that another run trained"),
+        (supernet.minutes is not None, "that was trained for minutes, in which no two machines come equally far"),
+        (supernet.sampling == "latency", "whose training a latency table steers"),
+    ):
+        if supernet.used and given:
+            raise RecipeError(
+                f"the card's network has its weights of a supernet {reason}: save the card's recipe as a file and run "
+                "all of it with: hwnas run RECIPE"
+            )
 
 
 def _require_moderate(theirs: Recipe) -> None:
@@ -137,7 +145,13 @@ def _require_moderate(theirs: Recipe) -> None:
 def _notes(card: Card, theirs: Recipe, ours: Recipe) -> Iterator[str]:
     ancestors = len(card.training.lineage)
     family = f" after the {ancestors} that its weights come from" if ancestors else ""
-    yield f"trains one network{family}, for up to {ours.train.epochs} epochs each"
+    if ours.supernet.used:
+        yield (
+            f"trains a supernet for {ours.supernet.epochs:g} epochs, takes one network of it, and trains that on for "
+            f"{ours.supernet.fine_tune}"
+        )
+    else:
+        yield f"trains one network{family}, for up to {ours.train.epochs} epochs each"
     for key, value, instead in (
         ("runs", theirs.runs, ours.runs),
         ("target.device", theirs.target.device, ours.target.device),

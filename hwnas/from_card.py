@@ -29,6 +29,8 @@ from hwnas.search.samplers.base import PARENT
 from hwnas.search.study import ARCH, SKIPPED, failed, recorded, suggest
 from hwnas.search.workers import Worker
 from hwnas.space import Arch, format_arch, parse_arch
+from hwnas.supernet.extremes import largest_arch
+from hwnas.supernets import train_member
 from hwnas.trained import weights_path
 from hwnas.training import sweep_checkpoints, train_trial
 from hwprof.files import write_atomic
@@ -72,11 +74,14 @@ def reproduce(run: Run, card: Card) -> Reproduction:
 
 
 def train_card(run: Run, card: Card) -> Arch:
-    """Train the card's network, after its ancestors; its architecture.
+    """Train the card's network, after its ancestors or with the supernet that it is of; its architecture.
 
     Raises RecipeError if an architecture is not one of the recipe's space, RunError if a training fails.
     """
     arch, lineage = _architectures(run, card)
+    if run.recipe.supernet.used:
+        train_member(run, arch)
+        return arch
     train_alone(run, arch, _train_lineage(run, lineage) if lineage else None, "train the network")
     return arch
 
@@ -125,7 +130,8 @@ def _architectures(run: Run, card: Card) -> tuple[Arch, list[Arch]]:
     if len({arch, *lineage}) <= len(lineage):
         raise RecipeError("the card names a network twice among those that weights were inherited from: was it edited?")
     pixels = run.space.largest_input[1]
-    params = max(sum(block.params for block in run.space.blocks(one)) for one in (arch, *lineage))
+    trained = [arch, *lineage, *([largest_arch(run.space)] if run.recipe.supernet.used else [])]
+    params = max(sum(block.params for block in run.space.blocks(one)) for one in trained)
     if pixels > MOST_PIXELS or params > MOST_PARAMS:
         raise RecipeError(
             f"the card's space has images of {pixels} pixels, and its networks {params} parameters; from a card at "

@@ -57,13 +57,6 @@ class Recipe(Section):
     quantise: QuantiseSection = QuantiseSection()
 
     @model_validator(mode="after")
-    def _a_supernet_is_trained_plainly(self) -> Recipe:
-        shares = self.supernet.method in ("progressive", "sandwich") and self.supernet.trained is None
-        if shares and (self.train.augment not in ("none", "crop", "crop_flip") or self.train.mix != "none"):
-            raise ValueError('a supernet is trained with train.augment "none", "crop" or "crop_flip" and no mix')
-        return self
-
-    @model_validator(mode="after")
     def _a_table_for_every_precision(self) -> Recipe:
         if self.profile.table is not None and len(self.tables) != len(self.target.precisions):
             raise ValueError(

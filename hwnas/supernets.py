@@ -79,6 +79,17 @@ def search_supernet(run: Run) -> None:
     require_one(run)
 
 
+def train_member(run: Run, arch: Arch) -> None:
+    """Train the run's supernet unless it is there, and record one of its networks as a trial.
+
+    Raises RunError if that is trained on and fails.
+    """
+    weights = _SharedWeights(run)
+    if arch not in known_subnets(run):
+        record_subnet(run, arch, weights.network(arch), weights.accuracy(arch))
+    require_one(run)
+
+
 def help_train(run: Run) -> None:
     """What processes of torchrun but the first do for a run: train the supernet with it, and nothing else."""
     if run.recipe.supernet.trained is None and not (_folder(run) / WEIGHTS).exists():

@@ -18,12 +18,13 @@ from hwnas.card_recipe import Given, recipe_of, to_toml
 from hwnas.carding import card_of, without_passwords
 from hwnas.errors import HwnasError, RecipeError, RunError
 from hwnas.from_card import reproduce, train_alone, train_card, write_recipe
+from hwnas.pipeline import search_stage
 from hwnas.recipe import Recipe, load_recipe, parse_recipe
 from hwnas.report.reproduction import compare, reproduction_table
 from hwnas.run import Run, train_study
 from hwnas.search.study import record_failure, recorded
 from hwnas.space import parse_arch, rows_of
-from hwnas.trained import weights_path
+from hwnas.trained import trained_front, weights_path
 from hwnas.training import train_trial
 
 
@@ -336,3 +337,49 @@ def test_a_training_bounded_in_seconds_may_differ() -> None:
     again = make_card(valid_accuracy_percent=92.0)
     assert not compare(make_card(), again, IMAGES).holds
     assert compare(make_card(), again, IMAGES, ["it ends after 3 s"]).holds
+
+
+@pytest.fixture(scope="module")
+def member(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Card, bytes]:
+    """A folder, the card of a network of a supernet, trained on for an epoch, and its weights."""
+    folder = tmp_path_factory.mktemp("member")
+    supernet = '[supernet]\nmethod = "sandwich"\nepochs = 1\nevaluations = 10\nfine_tune = 1\n'
+    run = toy_run(recipe_text(folder, "surrogate", search="", train="ema = 0.9") + supernet)
+    search_stage(run)
+    arch = trained_front(run)[0]
+    return folder, card_of(run, arch), weights_path(run, arch).read_bytes()
+
+
+def test_a_supernet_is_trained_again_for_its_network(member: tuple[Path, Card, bytes], tmp_path: Path) -> None:
+    folder, card, weights = member
+    path, notes = write_recipe(card, tmp_path, Given(table=Path(table_path(folder, "nasbench201"))))
+    assert notes[0] == "trains a supernet for 1 epochs, takes one network of it, and trains that on for 1"
+    for _ in range(2):  # the second time there is nothing left to do
+        run = Run(load_recipe(path), path.read_text(encoding="utf-8"))
+        assert train_card(run, card) == parse_arch(card.arch)
+        (trial,) = recorded(train_study(run)).values()
+        assert trial.values[0] == card.valid_accuracy_percent
+    assert weights_path(run, parse_arch(card.arch)).read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("epochs = 1\nevaluations", "minutes = 1\nevaluations", "trained for minutes"),
+        ("evaluations = 10", 'sampling = "latency"', "whose training a latency table steers"),
+        ('method = "sandwich"\nepochs = 1', 'trained = "/etc"', "that another run trained"),
+        (
+            'method = "sandwich"\nepochs = 1\nevaluations = 10',
+            'method = "proxyless"\nepochs = 1',
+            "a latency table steers",
+        ),
+        ("epochs = 1\nevaluations", "epochs = 1e9\nevaluations", "supernet.epochs = 1000000000.0"),
+    ],
+)
+def test_a_supernet_that_a_card_does_not_determine_is_refused(
+    member: tuple[Path, Card, bytes], tmp_path: Path, written: str, instead: str, said: str
+) -> None:
+    _, card, _ = member
+    assert written in card.recipe
+    with pytest.raises(RecipeError, match=said):
+        recipe_of(replace(card, recipe=card.recipe.replace(written, instead)), tmp_path, Given())

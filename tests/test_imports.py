@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "results": BELOW_PIPELINE | {"recipe", "run", "scored", "carding", "precisions"},
     "card_recipe": BELOW_PIPELINE | {"recipe", "sections"},
     "from_card": BELOW_PIPELINE
-    | {"recipe", "run", "results", "trained", "training", "exporting", "pipeline", "carding", "card_recipe"},
+    | {"recipe", "run", "results", "trained", "training", "exporting", "pipeline", "carding", "card_recipe"}
+    | {"supernets"},
     "trained": BELOW_PIPELINE | {"recipe", "run", "scoring", "precisions"},
     "exporting": BELOW_PIPELINE | {"recipe", "run", "results", "trained", "precisions"},
     "confirm": BELOW_PIPELINE | {"recipe", "run"},

@@ -125,20 +125,24 @@ def validate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure networks that a latency table has never seen: does it still predict what the target takes?"""
+    """Measure networks that a latency table has never seen: does it still predict what the target takes?
+
+    Of several precisions, the table of each.
+    """
     from hwnas.latency.unseen_session import ValidateConfig
     from hwnas.report.terminal import validation_notes, validation_table
-    from hwnas.validating import PAGE, failure, parse_fraction, validate_stage
+    from hwnas.validating import PAGE, failure, parse_fraction, validate_each
 
     limit = None if max_error is None else parse_fraction(max_error)
     with recipe_run(recipe) as run:
-        if table is not None:
-            run.table_path = table
         config = ValidateConfig(networks, run.recipe.seed if seed is None else seed, session_repeat, plan=run.plan)
-        result, folder = validate_stage(run, config, output)
+        results = list(validate_each(run, config, output, table))
     if as_json:
-        out.file.write(result.to_json())
-    else:
+        texts = [result.to_json() for _, result, _ in results]
+        out.file.write(texts[0] if len(texts) == 1 else "[" + ",".join(texts) + "]\n")
+    for precision, result, folder in () if as_json else results:
+        if len(results) > 1:
+            out.print(Text(precision, style="bold"))
         out.print(validation_table(result))
         for note in validation_notes(result):
             out.print(Text(note), soft_wrap=True)
@@ -146,21 +150,27 @@ def validate(
             out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
         out.print(Text(result.verdict, style="bold"), soft_wrap=True)
         out.print(f"page: {folder / PAGE}", soft_wrap=True)
-    if (reason := failure(result, limit)) is not None:
-        err.print(Text(f"error: {reason}", style="red"), soft_wrap=True)
+    reasons = [
+        (precision, reason) for precision, result, _ in results if (reason := failure(result, limit)) is not None
+    ]
+    for precision, reason in reasons:
+        which = f"{precision}: " if len(results) > 1 else ""
+        err.print(Text(f"error: {which}{reason}", style="red"), soft_wrap=True)
+    if reasons:
         raise typer.Exit(1)
 
 
 def _check(recipe: Path, as_json: bool) -> None:
-    """Print whether the recipe's table holds; exit code 1 if it does not."""
+    """Print whether the recipe's tables hold, of every precision; exit code 1 if one does not."""
     from hwnas.pipeline import check_stage
 
     with recipe_run(recipe) as run:
-        result = check_stage(run)
-        path = run.table_path
+        parts = [run.at(precision) for precision in run.precisions]
+        results = [(part.table_path, check_stage(part)) for part in parts]
     if as_json:
-        print_json({"path": str(path), "holds": result.reason is None, **asdict(result)})
-    else:
+        values = [{"path": str(path), "holds": one.reason is None, **asdict(one)} for path, one in results]
+        print_json(values if len(values) > 1 else values[0])
+    for path, result in () if as_json else results:
         table = Table(title="Checked", title_justify="left")
         table.add_column("Latency table")
         table.add_column(str(path), overflow="fold")
@@ -179,7 +189,7 @@ def _check(recipe: Path, as_json: bool) -> None:
             else f"the table does not hold any more: {result.reason}; measure anew: hwnas profile --fresh {recipe}",
             soft_wrap=True,
         )
-    if result.reason is not None:
+    if any(result.reason is not None for _, result in results):
         raise typer.Exit(1)
 
 
@@ -199,7 +209,8 @@ def export(
 ) -> None:
     """Export the front of a finished search, check the files and measure them again on the target.
 
-    With --format or --target: in those formats, each file checked, in a folder with its card and an example to run it.
+    With --format or --target: in those formats, each file checked, and measured if the target runs it, in a folder with
+    its card and an example to run it.
     """
     wanted = export_command.wanted_of(target, formats, precision, normalise, network, output)
     with recipe_run(export_command.recipe_of(run)) as current:

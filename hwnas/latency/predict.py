@@ -29,6 +29,8 @@ FloatVector = NDArray[np.float64]
 # What a measured row and the measurement it is compared with may be off by, as a fraction: standard errors above are
 # refused.
 _MEASURED = Plan().max_standard_error
+# What a block may take more or less in a network than on average, as a fraction.
+_ROW = 0.1
 
 
 class LatencyPredictor(Protocol):
@@ -108,9 +110,11 @@ class TablePredictor:
         return np.asarray(ms)
 
     def _difficulty(self, archs: IntMatrix, predicted_ms: FloatVector) -> FloatVector:
-        """(n,) what the prediction may be off by, as a fraction: the measurements, and the rows only estimated."""
+        """(n,) what predictions may be off by, as a fraction: the measurements, the rows, and those only estimated."""
+        # What a block takes in one network and another differs by itself, so it averages out over many blocks.
+        rows = _ROW * np.sqrt(self.index.total(archs, [costs**2 for costs in self.costs_ms])) / predicted_ms
         # One regression estimated them all, so their errors go together and add up.
-        return np.hypot(_MEASURED, self.index.total(archs, self._estimated_ms) / predicted_ms)
+        return np.hypot(np.hypot(_MEASURED, rows), self.index.total(archs, self._estimated_ms) / predicted_ms)
 
     def _calibrated(self) -> Conformal:
         """The errors of the table's own networks: none may contradict its rows, and the held-out ones say the rest."""

@@ -9,7 +9,7 @@ from hwnas.errors import MissingRowError, PredictorError
 from hwnas.latency.fusion import FusionCounts
 from hwnas.latency.index import BlockIndex
 from hwnas.latency.predict import TablePredictor
-from hwnas.space import format_arch, unique_archs
+from hwnas.space import format_arch
 from hwnas.spaces.mobilenetv3 import MobileNetV3Space
 from hwnas.spaces.nasbench201 import NasBench201Space
 from hwprof.table import LatencyTable, Model, Row, dump_table, load_table
@@ -108,9 +108,13 @@ def test_intervals_hold_new_measurements_with_their_confidence(confidence):
 TABLE = table_of(SPACE)
 
 
+# One network again and again: errors are scaled by what is difficult about a network, which differs between them.
+ALIKE = np.repeat(SPACE.sample(1, np.random.default_rng(0)), 18, axis=0)
+
+
 def test_bounds_are_the_quantiles_of_the_held_out_errors():
     ratios = [1.01, 1 / 1.02, 1.03, 1 / 1.04, 1.05, 1.06, 1.07, 1.08, 1 / 1.09]
-    archs = SPACE.sample(9, np.random.default_rng(0))
+    archs = ALIKE[:9]
     exact = TablePredictor(SPACE, TABLE).predict_ms(archs)
     models = [Model(format_arch(a), "held-out", ms * r, 0.0) for a, ms, r in zip(archs, exact, ratios, strict=True)]
     predictor = TablePredictor(SPACE, replace(TABLE, models=tuple(models)))
@@ -123,7 +127,7 @@ def test_bounds_are_the_quantiles_of_the_held_out_errors():
 
 def test_a_bound_holds_for_random_and_for_searched_networks():
     """A search finds what is predicted too fast, so its networks have errors of their own."""
-    archs = unique_archs(SPACE.sample(40, np.random.default_rng(0)))[:18]
+    archs = ALIKE
     exact = TablePredictor(SPACE, TABLE).predict_ms(archs)
 
     def upper(ratios: tuple[float, float], searched: int = 9) -> float:
@@ -143,8 +147,17 @@ def test_a_bound_holds_for_random_and_for_searched_networks():
     assert upper((1.01, 1.08), searched=0) == pytest.approx(1.01)
 
 
+def test_a_network_of_few_blocks_has_a_wider_interval():
+    """Blocks err independently of each other, so that errors average out over many."""
+    models, archs = held_out(SPACE, 40, 0.02, 0)
+    predictor = TablePredictor(SPACE, replace(TABLE, models=tuple(models)))
+    low, high = predictor.interval_ms(archs)
+    blocks = predictor.index.counts(archs).sum(axis=1)
+    assert np.corrcoef(blocks, np.log(high / low))[0, 1] < -0.5
+
+
 def test_the_second_session_is_what_counts():
-    archs = SPACE.sample(9, np.random.default_rng(0))
+    archs = ALIKE[:9]
     exact = TablePredictor(SPACE, TABLE).predict_ms(archs)
     models = [Model(format_arch(a), "held-out", ms, 0.0, ms * 1.2) for a, ms in zip(archs, exact, strict=True)]
     predictor = TablePredictor(SPACE, replace(TABLE, models=tuple(models)))

@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(BIN)/hwnas run pipelines/quickstart.toml
 
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

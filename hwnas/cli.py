@@ -106,6 +106,8 @@ def profile(
             f"error on {validation_.models} unseen networks",
             f"{validation_.mean_error:.1%} mean, {validation_.max_error:.1%} largest",
         )
+        if validation_.searched_error is not None:
+            table.add_row("error on networks as searches choose them", f"{validation_.searched_error:.1%} mean")
         table.add_row("noise floor", f"{validation_.noise_floor:.1%} (the same networks measured again)")
     out.print(table)
 

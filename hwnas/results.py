@@ -231,6 +231,7 @@ def write_summary(run: Run, rows: Sequence[NetworkRow], warnings: Sequence[str])
             mean_error=validation.mean_error if validation else None,
             max_error=validation.max_error if validation else None,
             noise_floor=validation.noise_floor if validation else None,
+            searched_error=validation.searched_error if validation else None,
         ),
         seconds=run.seconds(),
         recipe=run.recipe_text,

@@ -159,6 +159,7 @@ def _validation(summary: RunSummary) -> Markup:
             ("Held-out networks of the table", count(table.held_out)),
             ("Mean error on held-out", share(table.mean_error)),
             ("Largest error on held-out", share(table.max_error)),
+            ("Mean error on networks chosen as a search would", share(table.searched_error)),
             ("Noise floor: measured twice, minutes apart", share(table.noise_floor)),
             ("Latency table", table.path),
             ("Rows of the table", count(table.rows)),

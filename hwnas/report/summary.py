@@ -99,7 +99,10 @@ class Candidate:
 @with_config(EXACT)
 @dataclass(frozen=True)
 class TableFacts:
-    """The latency table that predicted, and how well it did on held-out networks. Errors and noise are fractions."""
+    """The latency table that predicted, and how well it did on held-out networks. Errors and noise are fractions.
+
+    `searched_error` is the mean error on networks that were chosen as a search would (None in older tables).
+    """
 
     path: str
     rows: int | None
@@ -107,6 +110,7 @@ class TableFacts:
     mean_error: float | None
     max_error: float | None
     noise_floor: float | None
+    searched_error: float | None = None
 
 
 @with_config(EXACT)

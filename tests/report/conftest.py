@@ -96,7 +96,7 @@ def make_summary(**changes: Any) -> RunSummary:
         networks=tuple(networks),
         candidates=(*others, *front),
         without_vote={},
-        table=TableFacts("latency_tables/example.csv", 412, 10, 0.019, 0.041, 0.017),
+        table=TableFacts("latency_tables/example.csv", 412, 10, 0.019, 0.041, 0.017, 0.0234),
         seconds={"profile": 31.4, "search": 125.2, "export": 48.0},
         recipe='[search]\nsampler = "nsga2"\ntrials = 64\n',
         warnings=("clock not locked: governor is powersave",),

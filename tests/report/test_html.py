@@ -22,9 +22,9 @@ def read(summary: RunSummary) -> Reader:
 def test_the_page_says_everything(summary: RunSummary) -> None:
     reader = read(summary)
     expected = ["quickstart", "7 networks on the front", "net-3", "0.887", "0.874 to 0.905", "+2.0", "245 k", "1.00 MB"]
-    expected += ["not measured: spread of ratios 14 %", "over the limit", "clock not locked", "onnxruntime 1.23", "2.3 %"]
+    expected += ["not measured: spread of ratios 14 %", "over the limit", "clock not locked", "onnxruntime 1.23"]
     expected += ["2 min 05 s", "3 min 25 s", "2,176,782,336", "latency_tables/example.csv", 'sampler = "nsga2"']
-    for text in expected:
+    for text in (*expected, "2.3 %"):
         assert text in reader.text, text
     assert set(reader.data) == {"front", "agreement", "score-0", "score-1"}
 

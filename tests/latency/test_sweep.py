@@ -9,6 +9,8 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -152,21 +154,28 @@ def test_a_profile_too_small_is_told(field: str, value: int) -> None:
         SweepConfig(**{field: value})
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_an_interrupted_profile_measures_nothing_twice(
-    space: MobileNetV3Space, tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch, stop_after: int
-) -> None:
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, groups: int) -> Iterator[None]:
+    """What profiles in here is interrupted when so many groups are in the journal."""
     real = Journal.append
 
     def append(journal: Journal, record: dict[str, Any]) -> None:
         real(journal, record)
-        if len(journal.records) == stop_after:
+        if len(journal.records) == groups:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", append)
         with pytest.raises(KeyboardInterrupt):
-            run(space, tmp_path)
+            yield
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_interrupted_profile_measures_nothing_twice(
+    space: MobileNetV3Space, tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    with interrupted(monkeypatch, stop_after):
+        run(space, tmp_path)
     before = [(record["phase"], result["name"]) for record in records(tmp_path) for result in record["results"]]
     assert len(records(tmp_path)) == stop_after
     assert not (tmp_path / "table.json").exists()
@@ -214,17 +223,8 @@ def test_a_rehearsal_that_is_interrupted_measures_nothing_twice(
     config = replace(SEARCHED, group=20)  # a group each: nodes, whole networks, three rounds, the second session
     profiled = -(-len(select_networks(space, BlockIndex(space), config).profiled) // 20)
     stop_after = profiled + {"first round": 2, "last round": 4, "second session": 5}[phase]
-    real = Journal.append
-
-    def append(journal: Journal, record: dict[str, Any]) -> None:
-        real(journal, record)
-        if len(journal.records) == stop_after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", append)
-        with pytest.raises(KeyboardInterrupt):
-            run(space, tmp_path, config)
+    with interrupted(monkeypatch, stop_after):
+        run(space, tmp_path, config)
     before = list(spy.measured)
     table = run(space, tmp_path, config)
     roles = Counter(model.role for model in table.models)

@@ -11,7 +11,7 @@ import logging
 import math
 from typing import Any
 
-from hwnas.errors import MissingPackageError
+from hwnas.errors import MissingPackageError, RunError
 from hwnas.executors.job import Job, job_of, work
 from hwnas.executors.supervise import Ending, supervise
 from hwnas.run import Run
@@ -21,7 +21,7 @@ def search_on_ray(run: Run) -> None:
     """Train the networks of a run in `search.workers` processes of a cluster; None: as many as it has room for.
 
     Each takes `train.threads` cores (None: one) and a share of `search.gpus` of a GPU. Raises MissingPackageError
-    without Ray.
+    without Ray, RunError if it does not start.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -30,7 +30,13 @@ def search_on_ray(run: Run) -> None:
     section, threads = run.recipe.search, run.recipe.train.threads or 1
     own = not ray.is_initialized()
     if own:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # plain ones, too, where it gave up waiting for its own processes
+            raise RunError(
+                f"Ray did not start: {error}; run the same command again when this machine is less busy, set "
+                'RAY_ADDRESS to a cluster, or search.executor to "processes"'
+            ) from error
     try:
         room = ray.cluster_resources()
         places = room.get("GPU", 0.0) / section.gpus if section.gpus else room.get("CPU", 1.0) / threads

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,7 +84,26 @@ def test_a_process_of_two_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
 def test_a_worker_on_ray_is_killed_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason='needs Ray: pip install "hwnas[ray]"')
     monkeypatch.setenv("RAY_ADDRESS", "local")  # a cluster of the test's own
-    search_and_kill(toy_run(recipe_text(tmp_path, "lemonade", search='executor = "ray"\nworkers = 2')))
+    try:
+        search_and_kill(toy_run(recipe_text(tmp_path, "lemonade", search='executor = "ray"\nworkers = 2')))
+    except RunError as error:
+        if not isinstance(error.__cause__, Exception) or "timed out during startup" not in str(error):
+            raise
+        with warnings.catch_warnings():  # of processes that Ray left behind
+            warnings.simplefilter("ignore", ResourceWarning)
+            del error
+            gc.collect()
+        pytest.skip("this machine is too busy now for Ray, which waits 30 s for its own processes")
+
+
+def test_a_ray_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup")  # as Ray does
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(RunError, match=r'Ray did not start: The current .* or search\.executor to "processes"'):
+        executors.search(toy_run(recipe_text(tmp_path, "lemonade", search='executor = "ray"')))
 
 
 def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 A search prefers what is predicted too fast, so its networks are not like random ones: on them a table that is right on
 average is too low (the optimiser's curse, Smith and Winkler 2006). What a search is for, accuracy, is not known when a
-table is made. So made-up objectives stand for it: every block is worth the root of its MACs times a preference for it
+table is made. So made-up objectives stand for it: every block is worth a power of its MACs times a preference for it
 at its place, a network what its blocks are worth times a preference for every option of its slots (images of more
 pixels may be worth more than their MACs), all drawn at random, and the network is sought that is worth most beside its
 predicted latency. In rounds: what is found is measured and corrects the table, and the next round tries to deceive the
@@ -24,15 +24,17 @@ from hwnas.space import IntMatrix, SearchSpace
 FloatVector = NDArray[np.float64]
 IntVector = NDArray[np.int64]
 
-# Standard deviations of the log of a search's preferences for blocks, from almost MACs alone to almost none of them,
-# and for options of slots.
-_PREFERENCE_SD, _OPTION_SD = (0.2, 1.2), (0.0, 0.4)
+# The power of MACs, from none to much, and standard deviations of the log of a search's preferences for
+# blocks and for options of slots: searches are to differ, for nobody knows what accuracy will depend on.
+_POWER_OF_MACS, _PREFERENCE_SD, _OPTION_SD = (0.0, 0.6), (0.2, 1.2), (0.0, 1.0)
 # A block without MACs (pooling, an identity) is worth as much as one with this share of the mean.
 _LEAST = 0.01
 # Every pass chooses the options of all slots once, and then corrects the price of latency by this power of the ratio
 # of the latency found to that wanted. At a price too high for anything else, FASTEST of them settle.
 _PASSES, _POWER = 10, 3.0
 _TOO_HIGH, _FASTEST = 1000.0, 3
+# How much more often low latencies are wanted than high ones, as the power of a number drawn from 0 to 1.
+_SKEW = 1.6
 # Searches for each network that is wanted: several can end at one network.
 _TRIES = 3
 
@@ -49,7 +51,7 @@ def searched_archs(
 
     `predict_ms` gives (n,) ms of (n, slots) canonical networks. The first is the fastest of all, which every search
     finds; the latencies that the others are searched for are, on a logarithmic scale, half of them in the fastest
-    quarter of the space's. Fewer networks where the space has no more.
+    third of the space's. Fewer networks where the space has no more.
     """
     macs = np.array([block.macs for block in index.blocks], dtype=np.float64)
     starts = spread_archs(space, _TRIES * n, rng)
@@ -57,7 +59,8 @@ def searched_archs(
     values = np.zeros((searches, positions, len(macs) + 1))  # the last: where no block stands
     sd = rng.uniform(*_PREFERENCE_SD, (searches, 1, 1))
     values[:, :, :-1] = np.exp(sd * rng.standard_normal((searches, positions, len(macs))))
-    values[:, :, :-1] *= np.sqrt(macs + _LEAST * macs.mean())
+    powers = rng.uniform(*_POWER_OF_MACS, (searches, 1, 1))
+    values[:, :, :-1] *= (macs / macs.mean() + _LEAST) ** powers
     sd = rng.uniform(*_OPTION_SD, (searches, 1, 1))
     preferences = sd * rng.standard_normal((searches, len(space.slots), options))
     made_up = _Searches(space, index, predict_ms, values, preferences)
@@ -67,7 +70,7 @@ def searched_archs(
         fast = made_up.improved(fast, _TOO_HIGH * prices, rng)
     fast_ms = predict_ms(fast)
     fastest, slowest = np.log(fast_ms.min()), np.log(predict_ms(starts).max())
-    wanted_ms = np.exp(fastest + (slowest - fastest) * rng.random(searches) ** 2)
+    wanted_ms = np.exp(fastest + (slowest - fastest) * rng.random(searches) ** _SKEW)
     archs = starts
     for _ in range(_PASSES):
         archs = made_up.improved(archs, prices, rng)

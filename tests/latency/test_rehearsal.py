@@ -64,9 +64,7 @@ def test_they_are_spread_from_the_fastest_to_the_slowest(index):
     ms, random = device.predict_ms(device.searched()), device.predict_ms(SPACE.sample(400, np.random.default_rng(1)))
     assert ms[0] == ms.min() < random.min()
     assert ms.max() > np.quantile(random, 0.9)
-    parts = np.histogram(np.log(ms), bins=3)[0]
-    assert parts[0] >= parts[1] >= 3
-    assert parts[2] >= 3
+    assert np.histogram(np.log(ms), bins=3)[0].min() >= 3
 
 
 def test_they_are_canonical_distinct_and_follow_from_the_seed(index):

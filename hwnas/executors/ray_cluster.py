@@ -16,6 +16,10 @@ from hwnas.executors.job import Job, job_of, work
 from hwnas.executors.supervise import Ending, supervise
 from hwnas.run import Run
 
+# Ray waits half a minute for its own processes, which can be too short where they have just been installed: the second
+# time they are in memory.
+ATTEMPTS = 2
+
 
 def search_on_ray(run: Run) -> None:
     """Train the networks of a run in `search.workers` processes of a cluster; None: as many as it has room for.
@@ -30,13 +34,7 @@ def search_on_ray(run: Run) -> None:
     section, threads = run.recipe.search, run.recipe.train.threads or 1
     own = not ray.is_initialized()
     if own:
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # plain ones, too, where it gave up waiting for its own processes
-            raise RunError(
-                f"Ray did not start: {error}; run the same command again when this machine is less busy, set "
-                'RAY_ADDRESS to a cluster, or search.executor to "processes"'
-            ) from error
+        _start(ray)
     try:
         room = ray.cluster_resources()
         places = room.get("GPU", 0.0) / section.gpus if section.gpus else room.get("CPU", 1.0) / threads
@@ -45,6 +43,18 @@ def search_on_ray(run: Run) -> None:
     finally:
         if own:
             ray.shutdown()
+
+
+def _start(ray: Any, attempts: int = ATTEMPTS) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # plain ones, too, where it gave up waiting for its own processes
+        if attempts > 1:
+            return _start(ray, attempts - 1)
+        raise RunError(
+            f"Ray did not start: {error}; run the same command again when this machine is less busy, set RAY_ADDRESS "
+            'to a cluster, or search.executor to "processes"'
+        ) from error
 
 
 class RayWorkers:

@@ -1,6 +1,6 @@
 """How long zero-shot scores take for one network: each alone, all in one call, and networks in several processes.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/zero_shot_seconds.py --threads 2
+    python benchmarks/zero_shot_seconds.py --threads 2
 
 Scores take turns, medians over `--rounds`. Beside them what the published code of the same score took on a machine of
 two CPU threads (batch 16; a cell of NAS-Bench-201 at 32 pixels, ResNet-18 at 224): other machines need a comparison of
